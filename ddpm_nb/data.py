@@ -130,7 +130,7 @@ def mnist_pictures(
         except Exception as e:
             raise ValueError(
                 f"{name}: found no IDX files in {', '.join(map(str, folders))}, and the download failed "
-                f"({e}); put train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz into data_dir"
+                f"({' '.join(str(e).split())}); put train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz into data_dir"
                 + ", or apt-get install dataset-fashion-mnist" * (kind == "FashionMNIST")) from None
     return torch.cat([read_idx(f) for f in files()]).unsqueeze(1)   # (n, 1, 28, 28)
 
@@ -153,8 +153,8 @@ def cifar10_pictures(
             try: data = torchvision.datasets.CIFAR10(root, train=train, download=True).data
             except Exception as e:
                 raise ValueError(
-                    f"cifar10: found no batch files in {root}, and the download failed ({e}); unpack "
-                    f"cifar-10-binary.tar.gz or cifar-10-python.tar.gz into data_dir") from None
+                    f"cifar10: found no batch files in {root}, and the download failed ({' '.join(str(e).split())}); "
+                    f"unpack cifar-10-binary.tar.gz or cifar-10-python.tar.gz into data_dir") from None
             out.append(data.transpose(0, 3, 1, 2))                                # (n, 3, 32, 32)
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(out)))
 
@@ -316,7 +316,7 @@ def data_folder(
     for place in places:
         if place.is_dir(): return place
     if name == "FFHQ":
-        raise ValueError(f"FFHQ: expected a folder of its pictures as data_dir or ./FFHQ; there is no "
+        raise ValueError(f"FFHQ: expected a folder of its pictures as data_dir or ./FFHQ; there is no folder "
                          f"{places[-1]} (thumbnails128x128 from github.com/NVlabs/ffhq-dataset will do)")
     hint = [f" (did you mean {n}?)" for n in difflib.get_close_matches(name.lower(), NAMES, 1, 0.5)]
     raise ValueError(f"name: expected {', '.join(NAMES)} or a folder of pictures; got {name!r}, "

@@ -1,0 +1,44 @@
+# make help lists the targets. Python 3.11 or newer is all that must be there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export OMP_WAIT_POLICY = PASSIVE
+
+help:           ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+demo: $(VENV)/.run   ## install, train on digits, sample, show where the pictures are
+	rm -rf demo
+	$(BIN)/ddpm-train digits --out-dir demo/run
+	$(BIN)/ddpm-sample demo/run --n 64 --steps 100 --method ddpm --out demo/samples.png --gif demo/reverse.gif
+	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
+
+test: $(VENV)/.dev   ## install, and run every check
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lab: $(VENV)/.dev    ## the book in JupyterLab
+	$(BIN)/jupyter trust nbs/*.ipynb   # so that stored figures and players show before a page is run
+	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+
+bench: $(VENV)/.dev  ## speed and memory beside diffusers
+	$(BIN)/python -m benchmarks.train_step
+
+clean:               ## remove what the other targets made, the installation too
+	rm -rf $(VENV) demo build dist *.egg-info _proc
+
+$(VENV)/.pip:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	touch $@
+
+$(VENV)/.run: $(VENV)/.pip settings.ini setup.py pyproject.toml
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.pip settings.ini setup.py pyproject.toml
+	$(BIN)/pip install -q -e ".[dev,interop]"
+	touch $@ $(VENV)/.run
+
+.PHONY: help demo test lab bench clean
