@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .blocks import Downsample, ResNetBlock, SelfAttention, Upsample, group_count, ho_init, zero_init
 from .embedding import TimeEmbedding
 
-# %% ../nbs/05_unet.ipynb #c211326e
+# %% ../nbs/05_unet.ipynb #4fd3b208
 @dataclass
 class ModelConfig:
     "The shape of a UNet: level i, from 0 at full resolution, has pictures of picture_size / 2**i."
@@ -32,46 +33,39 @@ class ModelConfig:
     def __post_init__(self):
         self.dim_multiply = tuple(self.dim_multiply)              # JSON knows lists only
         self.transformer_layers = tuple(self.transformer_layers)
-        errors = self.errors()
-        if errors: raise ValueError("; ".join(errors))
+        if errors := self.errors(): raise ValueError("; ".join(errors))
 
     @property
-    def picture_size(self) -> int:  # height and width at full resolution
+    def picture_size(self) -> int:         # height and width at full resolution
         return self.lowest_resolution_size * 2 ** (len(self.dim_multiply) - 1)
 
     @property
-    def groups(self) -> int:        # of every GroupNorm
+    def groups(self) -> int:               # of every GroupNorm
         return group_count(self.base_dim)
 
-    @staticmethod
-    def preset(
-        name: str,       # a key of PRESETS
-    ) -> "ModelConfig":
-        "A network by name."
-        if name not in PRESETS: raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
-        return ModelConfig(**PRESETS[name])
+# %% ../nbs/05_unet.ipynb #df6ac1b0
+@patch
+def errors(self: ModelConfig) -> list[str]:   # one text an error
+    "Everything that is wrong with the fields."
+    whole = lambda *values: all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    least = dict(lowest_resolution_size=1, base_dim=4, channels=1, num_heads=1)
+    out = [f"{k}: expected a whole number of at least {low}; got {getattr(self, k)!r}" for k, low in least.items()
+           if not whole(getattr(self, k)) or getattr(self, k) < low]
+    if not self.dim_multiply or not whole(*self.dim_multiply) or min(self.dim_multiply) < 1:
+        return out + [f"dim_multiply: expected whole numbers of at least 1, one a level; got {self.dim_multiply}"]
+    levels = range(len(self.dim_multiply))
+    if any(i not in levels for i in self.transformer_layers):
+        out.append(f"transformer_layers: expected levels in 0..{levels[-1]}; got {self.transformer_layers}")
+    if whole(self.base_dim) and self.base_dim % 2:
+        out.append(f"base_dim: expected an even number, for as many sines as cosines; got {self.base_dim}")
+    if not 0 <= self.dropout < 1: out.append(f"dropout: expected at least 0 and below 1; got {self.dropout}")
+    if out: return out
+    widths = {self.base_dim * self.dim_multiply[i] for i in (*self.transformer_layers, -1)}
+    if bad := sorted(w for w in widths if w % self.num_heads):
+        out.append(f"num_heads: expected a divisor of every width with attention; got {self.num_heads} for width {bad[0]}")
+    return out
 
-    def to_dict(self) -> dict:      # plain lists and numbers, for JSON
-        "The fields, as a config file holds them."
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls,
-        config: dict,    # what `to_dict` gave
-    ) -> "ModelConfig":
-        "A config from a dict; a field that does not exist, or is missing, is an error."
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(config) - set(known))
-        missing = sorted(set(known[:4]) - set(config))
-        if unknown: raise ValueError(f"ModelConfig: expected fields {', '.join(known)}; got also {', '.join(unknown)}")
-        if missing: raise ValueError(f"ModelConfig: missing {', '.join(missing)}")
-        return cls(**config)
-
-    def errors(self) -> list[str]:  # one line each
-        "Everything that is wrong with the fields."
-        return []
-
-
+# %% ../nbs/05_unet.ipynb #1f6e8d0a
 PRESETS = dict(
     digits=dict(lowest_resolution_size=4, dim_multiply=(1, 2), transformer_layers=(1,), base_dim=32, channels=1),
     fashion_mnist=dict(lowest_resolution_size=7, dim_multiply=(1, 2, 3), transformer_layers=(1,), base_dim=48,
@@ -79,14 +73,46 @@ PRESETS = dict(
     cifar10=dict(lowest_resolution_size=4, dim_multiply=(1, 2, 2, 2), transformer_layers=(1,), base_dim=128, dropout=0.1),
     ffhq128=dict(lowest_resolution_size=8, dim_multiply=(1, 2, 2, 4, 8), transformer_layers=(3,), base_dim=64))
 
-# %% ../nbs/05_unet.ipynb #c2bcc658
+
+@patch(cls_method=True)
+def preset(cls: ModelConfig,
+    name: str,           # one of PRESETS
+) -> ModelConfig:
+    "A network by name."
+    if name not in PRESETS: raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
+    return cls(**PRESETS[name])
+
+
+@patch
+def to_dict(self: ModelConfig) -> dict:   # lists and numbers
+    "The fields, as a JSON file holds them."
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@patch(cls_method=True)
+def from_dict(cls: ModelConfig,
+    config: dict,        # what `to_dict` gave
+) -> ModelConfig:
+    "A config from a dict; a field that is unknown or missing is an error."
+    known = [f.name for f in fields(cls)]
+    if unknown := sorted(set(config) - set(known)):
+        raise ValueError(f"ModelConfig: expected fields {', '.join(known)}; got also {', '.join(unknown)}")
+    if missing := [k for k in known[:4] if k not in config]:
+        raise ValueError(f"ModelConfig: missing {', '.join(missing)}")
+    return cls(**config)
+
+# %% ../nbs/05_unet.ipynb #1aab837b
 class DownBlock(nn.Module):
     "One level on the way down: two ResNet blocks, each followed by attention if the level has it; then half the size."
-    def __init__(self, in_dim, out_dim, config, attention, downsample):
+    def __init__(self,
+        in_dim: int,           # channels that come in
+        out_dim: int,          # the level's width
+        config: ModelConfig,
+        attention: bool,       # self-attention after each ResNet block
+        downsample: bool):     # False at the last level
         super().__init__()
-        dims = [in_dim, out_dim, out_dim]
         self.resnets = nn.ModuleList([
-            ResNetBlock(a, b, 4 * config.base_dim, config.groups, config.dropout) for a, b in zip(dims[:-1], dims[1:])])
+            ResNetBlock(dim, out_dim, 4 * config.base_dim, config.groups, config.dropout) for dim in (in_dim, out_dim)])
         self.attentions = nn.ModuleList([
             SelfAttention(out_dim, config.groups, config.num_heads) if attention else nn.Identity() for _ in self.resnets])
         self.downsample = Downsample(out_dim) if downsample else None
@@ -94,7 +120,7 @@ class DownBlock(nn.Module):
     def forward(self,
         x: Tensor,         # `(b, in_dim, h, w)`
         time_emb: Tensor,  # `(b, 4 base_dim)`
-    ) -> list[Tensor]:     # what each part made: `(b, out_dim, h, w)` twice, then half that size
+    ) -> list[Tensor]:     # `(b, out_dim, h, w)` twice, then `(b, out_dim, h/2, w/2)`
         "All of its outputs are skips; the last is also what goes on."
         outputs = []
         for resnet, attention in zip(self.resnets, self.attentions):
@@ -103,10 +129,12 @@ class DownBlock(nn.Module):
         if self.downsample is not None: outputs.append(self.downsample(x))
         return outputs
 
-# %% ../nbs/05_unet.ipynb #4fd3b208
+# %% ../nbs/05_unet.ipynb #f491f456
 class MidBlock(nn.Module):
     "The bottleneck: ResNet block, attention, ResNet block."
-    def __init__(self, dim, config):
+    def __init__(self,
+        dim: int,              # width of the last level
+        config: ModelConfig):
         super().__init__()
         self.resnet1 = ResNetBlock(dim, dim, 4 * config.base_dim, config.groups, config.dropout)
         self.attention = SelfAttention(dim, config.groups, config.num_heads)
@@ -119,60 +147,82 @@ class MidBlock(nn.Module):
         "Same shape in and out."
         return self.resnet2(self.attention(self.resnet1(x, time_emb)), time_emb)
 
-# %% ../nbs/05_unet.ipynb #df6ac1b0
+# %% ../nbs/05_unet.ipynb #4360c2e2
 class UpBlock(nn.Module):
     "One level on the way up: three ResNet blocks, each with a skip concatenated; then twice the size."
-    def __init__(self, in_dim, out_dim, skip_dims, config, attention, upsample):
+    def __init__(self,
+        in_dim: int,             # channels from below
+        out_dim: int,            # the level's width
+        skip_dims: list[int],    # channels of its three skips, in the order of use
+        config: ModelConfig,
+        attention: bool,         # self-attention after each ResNet block
+        upsample: bool):         # False at full resolution
         super().__init__()
-        dims = [in_dim, out_dim, out_dim]
         self.resnets = nn.ModuleList([
-            ResNetBlock(a + skip, out_dim, 4 * config.base_dim, config.groups, config.dropout)
-            for a, skip in zip(dims, skip_dims)])
+            ResNetBlock(dim + skip, out_dim, 4 * config.base_dim, config.groups, config.dropout)
+            for dim, skip in zip((in_dim, out_dim, out_dim), skip_dims)])
         self.attentions = nn.ModuleList([
             SelfAttention(out_dim, config.groups, config.num_heads) if attention else nn.Identity() for _ in self.resnets])
         self.upsample = Upsample(out_dim) if upsample else nn.Identity()
 
     def forward(self,
         x: Tensor,             # `(b, in_dim, h, w)`
-        skips: list[Tensor],   # three, `(b, skip_dim, h, w)` each, the next one last
+        skips: list[Tensor],   # `(b, skip_dim, h, w)` each; the next one is last
         time_emb: Tensor,      # `(b, 4 base_dim)`
     ) -> Tensor:               # `(b, out_dim, 2h, 2w)`, or `(b, out_dim, h, w)` at full resolution
         "Takes its three skips from the end of the list."
         for resnet, attention in zip(self.resnets, self.attentions):
-            x = attention(resnet(torch.cat([x, skips.pop()], dim=1), time_emb))
+            x = attention(resnet(torch.cat([x, skips.pop()], dim=1), time_emb))   # (b, out_dim, h, w)
         return self.upsample(x)
 
-# %% ../nbs/05_unet.ipynb #f409f20a
+# %% ../nbs/05_unet.ipynb #4862966e
 class UNet(nn.Module):
     "Ho's network: predicts the noise in x_t (Ho et al., appendix B)."
     def __init__(self,
         config: ModelConfig):  # its shape
         super().__init__()
         self.config = config
-        base, last = config.base_dim, len(config.dim_multiply) - 1
-        dims = [base * m for m in config.dim_multiply]
-        attention = [i in config.transformer_layers for i in range(last + 1)]
-        self.time_embedding = ho_init(TimeEmbedding(base))
-        self.stem = ho_init(nn.Conv2d(config.channels, base, 3, padding=1))
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skip_dims = [base]
-        for i, (a, b) in enumerate(zip([base] + dims[:-1], dims)):
-            self.down.append(DownBlock(a, b, config, attention[i], downsample=i < last))
-            skip_dims += [b] * (3 if i < last else 2)
+        dims = [config.base_dim * m for m in config.dim_multiply]
+        attention = [i in config.transformer_layers for i in range(len(dims))]
+        self.time_embedding = ho_init(TimeEmbedding(config.base_dim))
+        self.stem = ho_init(nn.Conv2d(config.channels, config.base_dim, 3, padding=1))
+        self.down, self.up, skip_dims = nn.ModuleList(), nn.ModuleList(), [config.base_dim]
+        for i, (before, dim) in enumerate(zip([config.base_dim, *dims], dims)):
+            last = i == len(dims) - 1
+            self.down.append(DownBlock(before, dim, config, attention[i], downsample=not last))
+            skip_dims += [dim] * (2 if last else 3)
         self.mid = MidBlock(dims[-1], config)
-        for i, a in reversed(list(enumerate(dims[1:] + dims[-1:]))):
-            self.up.append(UpBlock(a, dims[i], [skip_dims.pop() for _ in range(3)], config, attention[i], upsample=i > 0))
-        self.norm = nn.GroupNorm(config.groups, base * config.dim_multiply[0], eps=1e-6)
-        self.head = zero_init(nn.Conv2d(base * config.dim_multiply[0], config.channels, 3, padding=1))
+        for i, below in reversed(list(enumerate([*dims[1:], dims[-1]]))):
+            three = [skip_dims.pop() for _ in range(3)]
+            self.up.append(UpBlock(below, dims[i], three, config, attention[i], upsample=i > 0))
+        self.norm = nn.GroupNorm(config.groups, dims[0], eps=1e-6)
+        self.head = zero_init(nn.Conv2d(dims[0], config.channels, 3, padding=1))
 
     def forward(self,
         x: Tensor,  # `(b, c, h, w)` noisy pictures
         t: Tensor,  # `(b,)` steps, 1..T
     ) -> Tensor:    # `(b, c, h, w)` the guess of the noise
         "The noise in x, guessed."
+        self.check_input(x, t)
         time_emb = self.time_embedding(t - 1)   # the published networks count from 0
         skips = [self.stem(x)]
         for block in self.down: skips += block(skips[-1], time_emb)
         x = self.mid(skips[-1], time_emb)
         for block in self.up: x = block(x, skips, time_emb)
         return self.head(F.silu(self.norm(x)))
+
+# %% ../nbs/05_unet.ipynb #bf25d5f9
+@patch
+def check_input(self: UNet,
+    x: Tensor,      # `(b, c, h, w)`
+    t: Tensor,      # `(b,)`
+) -> None:          # or ValueError
+    "Shapes only: looking at values would stop a GPU."
+    c, factor = self.config.channels, 2 ** (len(self.down) - 1)
+    if x.ndim != 4 or x.shape[1] != c:
+        raise ValueError(f"x: expected pictures (b, {c}, h, w), as the config says; got {tuple(x.shape)}")
+    if x.shape[2] % factor or x.shape[3] % factor:
+        raise ValueError(f"x: expected height and width that {len(self.down) - 1} halvings divide, multiples of {factor}; "
+                         f"got {x.shape[2]} x {x.shape[3]}")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t: expected shape ({len(x)},), a step for each picture; got {tuple(t.shape)}")
