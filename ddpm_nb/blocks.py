@@ -18,7 +18,7 @@ def group_count(
 ) -> int:           # groups for every GroupNorm of the network
     "The largest divisor of base_dim that is at most min(32, base_dim / 4): 32 at Ho's 128."
     if base_dim < 4:
-        raise ValueError(f"base_dim: expected at least 4 (four channels a normalisation group); got {base_dim}")
+        raise ValueError(f"base_dim: expected at least 4, four channels a group; got {base_dim}")
     return max(g for g in range(1, min(32, base_dim // 4) + 1) if base_dim % g == 0)
 
 # %% ../nbs/04_blocks.ipynb #7f683588
@@ -42,7 +42,7 @@ def zero_init(
 
 # %% ../nbs/04_blocks.ipynb #0272e994
 class ResNetBlock(nn.Module):
-    "Norm, SiLU, conv; plus the time; norm, SiLU, dropout, conv; plus the shortcut (Ho et al., appendix B)."
+    "Two convolutions with the time added between them, plus a shortcut (Ho et al., appendix B)."
     def __init__(self,
         in_dim: int,            # channels that come in
         out_dim: int,           # channels that go out
@@ -65,14 +65,14 @@ class ResNetBlock(nn.Module):
         time_emb: Tensor,  # `(b, time_dim)` from `TimeEmbedding`
     ) -> Tensor:           # `(b, out_dim, h, w)`
         "What passes through, plus what two convolutions make of it and of the time."
-        y = self.conv1(F.silu(self.norm1(x)))                        # (b, out_dim, h, w)
-        y = y + self.time_proj(F.silu(time_emb))[:, :, None, None]   # (b, out_dim, 1, 1): every pixel alike
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))          # (b, out_dim, h, w)
+        y = self.conv1(F.silu(self.norm1(x)))  # (b, out_dim, h, w)
+        y = y + self.time_proj(F.silu(time_emb))[:, :, None, None]  # the same for every pixel
+        y = self.conv2(self.dropout(F.silu(self.norm2(y))))  # (b, out_dim, h, w)
         return self.shortcut(x) + y
 
 # %% ../nbs/04_blocks.ipynb #9b45e4a7
 class SelfAttention(nn.Module):
-    "Every pixel looks at all others: norm, softmax(q k / sqrt(d)) v, projection; plus x (Ho et al., appendix B)."
+    "Every pixel looks at all: x plus a projection of softmax(q k / sqrt(d)) v (Ho et al., appendix B)."
     def __init__(self,
         dim: int,             # channels
         groups: int,          # of the GroupNorm
@@ -82,10 +82,11 @@ class SelfAttention(nn.Module):
             raise ValueError(f"num_heads: expected a divisor of the {dim} channels; got {num_heads}")
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1)                  # q, k and v: three 1x1 convolutions in one
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)  # q, k and v: three 1x1 convolutions in one
         self.out = zero_init(nn.Conv2d(dim, dim, 1))
         nn.init.zeros_(self.qkv.bias)
-        for weight in self.qkv.weight.detach().chunk(3): nn.init.xavier_uniform_(weight)  # each as its own layer
+        for weight in self.qkv.weight.detach().chunk(3):       # each with the variance of its own layer
+            nn.init.xavier_uniform_(weight)
 
     def forward(self,
         x: Tensor,  # `(b, c, h, w)`
@@ -93,13 +94,13 @@ class SelfAttention(nn.Module):
         "x, plus what each pixel gathers from all."
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3, self.num_heads, c // self.num_heads, h * w)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)              # each (b, heads, h * w, c / heads)
-        y = F.scaled_dot_product_attention(q, k, v)            # (b, heads, h * w, c / heads)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (b, heads, h * w, c / heads)
+        y = F.scaled_dot_product_attention(q, k, v)  # (b, heads, h * w, c / heads)
         return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
 
 # %% ../nbs/04_blocks.ipynb #04cc8f7f
 class Downsample(nn.Module):
-    "Half the height and width: 3x3, stride 2, with one row of zeros below and one column at the right."
+    "Half the height and width: 3x3, stride 2, with zeros below and at the right."
     def __init__(self,
         dim: int):  # channels
         super().__init__()

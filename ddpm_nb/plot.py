@@ -158,7 +158,8 @@ class Diagram:
         points,               # corners [(x, y), ...]: from the first to the last, where the arrow's head is
         text: str = "",       # on the middle of the longest stretch
         color: str = "black",
-        style: str = "-|>"):
+        style: str = "-|>",
+        size: float = 8):     # font size
         "An arrow around corners."
         stretches = list(zip(points[:-1], points[1:]))
         self.ax.plot(*zip(*points[:-1], points[-1]) if style == "-" else zip(*points[:-1]), color=COLORS[color], lw=1.2,
@@ -167,13 +168,16 @@ class Diagram:
             self.ax.annotate("", points[-1], points[-2], arrowprops=dict(arrowstyle=style, color=COLORS[color], lw=1.2,
                              shrinkA=0, shrinkB=0), zorder=1)
         (x1, y1), (x2, y2) = max(stretches, key=lambda s: abs(s[0][0] - s[1][0]) + abs(s[0][1] - s[1][1]))
-        if text: self.ax.text((x1 + x2) / 2, (y1 + y2) / 2, text, fontsize=8, ha="center", va="center", zorder=3,
+        if text: self.ax.text((x1 + x2) / 2, (y1 + y2) / 2, text, fontsize=size, ha="center", va="center", zorder=3,
                               color=COLORS[color], bbox=dict(facecolor="white", edgecolor="none", pad=1))
 
     def save(self,
         path):                # a file name ending in .png
-        "Writes the drawing, with nothing in the file that changes from run to run."
-        self.fig.savefig(path, dpi=110, metadata={"Software": None})
+        "Writes the drawing in 256 colours, with nothing in the file that changes from run to run."
+        from PIL import Image
+        drawn = io.BytesIO()
+        self.fig.savefig(drawn, dpi=110, format="png", metadata={"Software": None})
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 # %% ../nbs/90_plot.ipynb #1631ce7f
 def output_shapes(

@@ -101,7 +101,7 @@ def errors(self: DiffusionConfig) -> list[str]:   # one text an error
 # %% ../nbs/08_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
     digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=3000, warmup_steps=100,
-                decay_start=750, decay_end=3000, ema_decay=0.999, log_every=25, save_every=500),
+                decay_start=750, decay_end=3000, ema_decay=0.999, precision="float32", log_every=25, save_every=500),
     fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=256, max_steps=30_000, warmup_steps=1000,
                        decay_start=20_000, decay_end=30_000, sample_every=5000),
     cifar10=dict(dataset_name="cifar10", learning_rate=2e-4, batch_size=128, use_augmentation=True, max_steps=800_000,
@@ -405,13 +405,15 @@ class StopSignal:
 def open_data(
     c: DiffusionConfig,
     m: ModelConfig,
+    data=None,               # the pictures themselves, instead of a name
     world: int = 1,          # processes
 ) -> PictureData:            # pictures that fit the network
     "The data of a run, checked at the door."
     if c.batch_size % (world * c.grad_accumulation):
         raise ValueError(f"batch_size: expected a multiple of processes x grad_accumulation = {world} x {c.grad_accumulation}; "
                          f"got {c.batch_size}")
-    data = load_data(c.dataset_name, data_dir=c.data_dir, size=m.picture_size, channels=m.channels)
+    name = c.dataset_name if data is None else data
+    data = load_data(name, data_dir=c.data_dir, size=m.picture_size, channels=m.channels)
     if len(data) < c.batch_size:
         raise ValueError(f"batch_size: expected at most the {len(data)} pictures of {data.name}; got {c.batch_size}")
     some = torch.stack([data[i] for i in range(min(64, len(data)))])
@@ -436,12 +438,13 @@ def train_diffusion(
     diff_config: DiffusionConfig,
     model_config: ModelConfig,
     resume: bool = False,       # go on from the newest checkpoint in out_dir
+    data=None,                  # pictures of your own: `(n, c, h, w)` bytes, or in [-1, 1]; left out: dataset_name
     progress: bool = True,      # show a bar
     callback=None,              # `callback(line)` with every line of the log, a dict
 ) -> Path:                      # the last checkpoint
     "Trains a network (Algorithm 1), with everything that a long run needs."
     c, accelerator = diff_config, Accelerator(mixed_precision="no")
-    data = open_data(c, model_config, accelerator.num_processes)
+    data = open_data(c, model_config, data, accelerator.num_processes)
     folder = Path(c.out_dir or Path("runs") / Path(c.dataset_name).name.lower())
     config = dict(model=model_config.to_dict(), scheduler=c.scheduler().config, training=asdict(c),
                   data=dict(name=data.name, num_levels=data.num_levels))

@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     (["digits", "--channels", "3"], "channels"),
     (["digits", "--lowest-resolution-size", "3"], "size"),
     (["digits", "--timesteps-diff", "20", "--schedule", "linear"], "num_timesteps: expected more than 20"),
-    (["digits", "--base-dim", "6", "--max-steps", "1"], "base_dim"),
+    (["digits", "--base-dim", "7", "--max-steps", "1"], "base_dim"),
     (["digits", "--data-dir", "/", "--dataset-name", "no_such_set"], "no_such_set"),
     (["digits", "--out-dir", "/dev/null/x"], "out_dir: cannot write to"),
     (["digits", "--config", "missing.json"], "config: cannot read missing.json"),
