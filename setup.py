@@ -1,4 +1,5 @@
 """What settings.ini says, handed to setuptools; pyproject.toml lists these fields as dynamic."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -7,7 +8,11 @@ from setuptools import setup
 settings = ConfigParser(delimiters=["="])
 settings.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 need = settings["DEFAULT"]
-extras = {key.removesuffix("_requirements"): need[key].split() for key in need if key.endswith("_requirements")}
+extras = {
+    key.removesuffix("_requirements"): need[key].split()
+    for key in need
+    if key.endswith("_requirements")
+}
 
 setup(
     python_requires=f">={need['min_python']}",

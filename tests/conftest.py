@@ -1,4 +1,5 @@
 """What the tests share: the project's folder, and commands run as a user runs them."""
+
 import os
 import subprocess
 import sys
@@ -18,17 +19,45 @@ def root():
 @pytest.fixture
 def run():
     """Runs a command line and returns its result; `code` is the exit status that is expected."""
+
     def run(*args, code=0, timeout=600, cwd=None, **env):
         command = [str(BIN / args[0]) if (BIN / args[0]).exists() else args[0], *map(str, args[1:])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd or ROOT,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **env})
-        assert done.returncode == code, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd or ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **env},
+        )
+        assert done.returncode == code, (
+            f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
+
     return run
 
 
-TINY = ["--lowest-resolution-size", "4", "--dim-multiply", "1,2", "--transformer-layers", "1", "--base-dim", "16",
-        "--channels", "1", "--batch-size", "16", "--precision", "float32", "--warmup-steps", "5", "--max-steps", "20"]
+TINY = [
+    "--lowest-resolution-size",
+    "4",
+    "--dim-multiply",
+    "1,2",
+    "--transformer-layers",
+    "1",
+    "--base-dim",
+    "16",
+    "--channels",
+    "1",
+    "--batch-size",
+    "16",
+    "--precision",
+    "float32",
+    "--warmup-steps",
+    "5",
+    "--max-steps",
+    "20",
+]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """The digits preset, trained as `make demo` trains it, draws legible digits of all classes that are not copies."""
+
 import numpy as np
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
@@ -13,21 +14,35 @@ N = 200
 def test_digits_are_legible(tmp_path, run, capsys):
     run("ddpm-train", "digits", "--out-dir", tmp_path / "run")
     model, scheduler = load_checkpoint(tmp_path / "run")
-    drawn = to_pixels(sample(model, scheduler, N, steps=250, batch_size=N, precision="auto"), 17).flatten(1).numpy()
+    drawn = (
+        to_pixels(sample(model, scheduler, N, steps=250, batch_size=N, precision="auto"), 17)
+        .flatten(1)
+        .numpy()
+    )
     train = np.stack([p.numpy().ravel() for p in load_data("digits", split="train")])
     held_out = np.stack([p.numpy().ravel() for p in load_data("digits", split="test")])
-    label = {p.astype(np.uint8).tobytes(): y for p, y in zip(*load_digits(return_X_y=True), strict=True)}
+    label = {
+        p.astype(np.uint8).tobytes(): y for p, y in zip(*load_digits(return_X_y=True), strict=True)
+    }
     classes = [label[p.tobytes()] for p in train]
     judge = CalibratedClassifierCV(SVC(gamma=0.001, C=10), ensemble=False).fit(train, classes)
-    threshold = np.quantile(judge.predict_proba(held_out).max(1), 0.05)      # sure of 95% of real digits it never saw
+    threshold = np.quantile(
+        judge.predict_proba(held_out).max(1), 0.05
+    )  # sure of 95% of real digits it never saw
     says = judge.predict_proba(drawn)
     sure, found = (says.max(1) >= threshold).mean(), np.bincount(says.argmax(1), minlength=10)
-    near = {name: np.sqrt(((x[:, None].astype(int) - train[None].astype(int)) ** 2).sum(-1)).min(1)
-            for name, x in (("samples", drawn), ("held-out digits", held_out))}
+    near = {
+        name: np.sqrt(((x[:, None].astype(int) - train[None].astype(int)) ** 2).sum(-1)).min(1)
+        for name, x in (("samples", drawn), ("held-out digits", held_out))
+    }
     with capsys.disabled():
-        print(f"\nsure of {sure:.1%} of {N} samples at the threshold ({threshold:.3f}) where it is sure of 95% of held-out digits")
+        print(
+            f"\nsure of {sure:.1%} of {N} samples at the threshold ({threshold:.3f}) where it is sure of 95% of held-out digits"
+        )
         print("classes:", found.tolist())
         for name, d in near.items():
-            print(f"distance to the nearest training picture, {name}: least {d.min():.1f}, median {np.median(d):.1f}")
+            print(
+                f"distance to the nearest training picture, {name}: least {d.min():.1f}, median {np.median(d):.1f}"
+            )
     assert sure >= 0.8 and (found > 0).all()
     assert np.median(near["samples"]) > 0.5 * np.median(near["held-out digits"])

@@ -1,4 +1,5 @@
 """The package is what the notebooks say, imports with the run-time requirements alone, and can be built."""
+
 import json
 import re
 import shutil
@@ -11,7 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p.stem for p in (ROOT / "ddpm_nb").glob("*.py") if not p.stem.startswith("_"))
-TREE = ("nbs", "ddpm_nb", "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
+TREE = (
+    "nbs",
+    "ddpm_nb",
+    "settings.ini",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+)
 
 
 @pytest.fixture
@@ -20,11 +31,18 @@ def copy(tmp_path):
     for name in TREE:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(
+                source,
+                tmp_path / name,
+                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
+            )
         else:
             shutil.copy(source, tmp_path / name)
-    for command in (["init", "-q"], ["add", "-A"],
-                    ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "copy"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "copy"],
+    ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     return tmp_path
 
@@ -66,13 +84,15 @@ def test_import_needs_only_run_time_requirements(module, run):
 
 
 def test_the_block_blocks(run):
-    assert "not a run-time requirement" in run("python", "-c", BLOCK + "import nbdev", code=1).stderr
+    assert (
+        "not a run-time requirement" in run("python", "-c", BLOCK + "import nbdev", code=1).stderr
+    )
 
 
 def test_wheel_and_sdist(copy, run, tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
     run("python", "-m", "build", "--no-isolation", "--outdir", out, copy)
-    wheel, = out.glob("*.whl")
+    (wheel,) = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         metadata = z.read(next(n for n in names if n.endswith("METADATA"))).decode()
@@ -81,9 +101,13 @@ def test_wheel_and_sdist(copy, run, tmp_path_factory):
     assert not [n for n in names if n.startswith(("tests", "nbs", "benchmarks"))]
     assert "Version: 0.1.0" in metadata and "Requires-Python: >=3.11" in metadata
     assert "Requires-Dist: torch>=2.6" in metadata and "Provides-Extra: dev" in metadata
-    assert "ddpm-train" in entry and "ddpm-sample" in entry and "ddpm_nb = ddpm_nb._modidx:d" in entry
+    assert (
+        "ddpm-train" in entry and "ddpm-sample" in entry and "ddpm_nb = ddpm_nb._modidx:d" in entry
+    )
     target = tmp_path_factory.mktemp("site")
-    run("python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel)
+    run(
+        "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel
+    )
     code = "import ddpm_nb.train as t; print(t.__file__)"
     assert str(target) in run("python", "-c", code, cwd=target, PYTHONPATH=str(target)).stdout
 

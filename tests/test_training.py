@@ -1,4 +1,5 @@
 """What needs processes of its own: several of them, signals, kills, full disks."""
+
 import json
 import os
 import signal
@@ -17,7 +18,11 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 def state(path):
     """All tensors of a checkpoint."""
-    return {f"{part}/{k}": v for part in ("model", "training") for k, v in read_checkpoint(path, part)[1].items()}
+    return {
+        f"{part}/{k}": v
+        for part in ("model", "training")
+        for k, v in read_checkpoint(path, part)[1].items()
+    }
 
 
 def equal(a, b):
@@ -33,14 +38,34 @@ def log_lines(folder, without=("pictures_per_second", "memory")):
 
 def torchrun(processes, *args):
     """ddpm-train on several processes."""
-    command = [BIN / "torchrun", "--standalone", f"--nproc_per_node={processes}", BIN / "ddpm-train", *map(str, args)]
-    done = subprocess.run(command, env={**ENV, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
-                          capture_output=True, text=True, timeout=300)
+    command = [
+        BIN / "torchrun",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        BIN / "ddpm-train",
+        *map(str, args),
+    ]
+    done = subprocess.run(
+        command,
+        env={**ENV, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_equal_one(tmp_path, tiny):
-    flags = [*tiny, "--log-every", "4", "--learning-rate", "1e-3", "--max-steps", "8", "--use-augmentation"]
+    flags = [
+        *tiny,
+        "--log-every",
+        "4",
+        "--learning-rate",
+        "1e-3",
+        "--max-steps",
+        "8",
+        "--use-augmentation",
+    ]
     torchrun(1, "digits", *flags, "--out-dir", tmp_path / "one")
     torchrun(2, "digits", *flags, "--out-dir", tmp_path / "two")
     torchrun(2, "digits", *flags, "--grad-accumulation", "2", "--out-dir", tmp_path / "parts")
@@ -59,8 +84,12 @@ def test_two_processes_equal_one(tmp_path, tiny):
 
 def start(folder, tiny, *more):
     """A long run in the background, once it has written its first line."""
-    process = subprocess.Popen([BIN / "ddpm-train", "digits", *tiny, "--log-every", "5", "--out-dir", str(folder), *more],
-                               env=ENV, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [BIN / "ddpm-train", "digits", *tiny, "--log-every", "5", "--out-dir", str(folder), *more],
+        env=ENV,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(1200):
         if (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n"):
             return process
@@ -74,12 +103,35 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, tiny, run, signum, code):
     process = start(tmp_path / "a", tiny, "--max-steps", "1900")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code and "saved in" in err.splitlines()[-1] and "Traceback" not in err
-    saved, = checkpoints(tmp_path / "a")
+    assert (
+        process.returncode == code and "saved in" in err.splitlines()[-1] and "Traceback" not in err
+    )
+    (saved,) = checkpoints(tmp_path / "a")
     step = int(saved.name.removeprefix("step-"))
     more = str(step + 10)
-    run("ddpm-train", "digits", *tiny, "--log-every", "5", "--out-dir", tmp_path / "a", "--max-steps", more, "--resume")
-    run("ddpm-train", "digits", *tiny, "--log-every", "5", "--out-dir", tmp_path / "b", "--max-steps", more)
+    run(
+        "ddpm-train",
+        "digits",
+        *tiny,
+        "--log-every",
+        "5",
+        "--out-dir",
+        tmp_path / "a",
+        "--max-steps",
+        more,
+        "--resume",
+    )
+    run(
+        "ddpm-train",
+        "digits",
+        *tiny,
+        "--log-every",
+        "5",
+        "--out-dir",
+        tmp_path / "b",
+        "--max-steps",
+        more,
+    )
     assert equal(checkpoints(tmp_path / "a")[-1], checkpoints(tmp_path / "b")[-1])
     assert log_lines(tmp_path / "a") == log_lines(tmp_path / "b")
 
@@ -94,8 +146,21 @@ def test_kill_and_resume(tmp_path, tiny, run):
         process.communicate()
         for path in checkpoints(tmp_path / "a"):
             state(path)
-        process = subprocess.Popen([BIN / "ddpm-train", "digits", *tiny, "--log-every", "5", "--out-dir", str(tmp_path / "a"),
-                                    *flags, "--resume"], env=ENV, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [
+                BIN / "ddpm-train",
+                "digits",
+                *tiny,
+                "--log-every",
+                "5",
+                "--out-dir",
+                str(tmp_path / "a"),
+                *flags,
+                "--resume",
+            ],
+            env=ENV,
+            stderr=subprocess.DEVNULL,
+        )
         before = checkpoints(tmp_path / "a")[-1].name
         for _ in range(600):
             if checkpoints(tmp_path / "a")[-1].name > before:
@@ -106,7 +171,18 @@ def test_kill_and_resume(tmp_path, tiny, run):
     process.communicate()
     end = int(checkpoints(tmp_path / "a")[-1].name.removeprefix("step-")) + 5
     for name, more in (("a", ["--resume"]), ("b", [])):
-        run("ddpm-train", "digits", *tiny, "--log-every", "5", "--max-steps", end, "--out-dir", tmp_path / name, *more)
+        run(
+            "ddpm-train",
+            "digits",
+            *tiny,
+            "--log-every",
+            "5",
+            "--max-steps",
+            end,
+            "--out-dir",
+            tmp_path / name,
+            *more,
+        )
     assert equal(checkpoints(tmp_path / "a")[-1], checkpoints(tmp_path / "b")[-1])
     assert log_lines(tmp_path / "a") == log_lines(tmp_path / "b")
 
@@ -115,17 +191,50 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, tiny):
     """A limit on file size stands for a full disk: the write fails half-way, as it does there."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv[0] = 'ddpm-train'; "
     code = limit + "from ddpm_nb.train import main; main()"
-    done = subprocess.run([os.sys.executable, "-c", code, "digits", *tiny, "--max-steps", "6", "--out-dir", str(tmp_path / "a")],
-                          env=ENV, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            os.sys.executable,
+            "-c",
+            code,
+            "digits",
+            *tiny,
+            "--max-steps",
+            "6",
+            "--out-dir",
+            str(tmp_path / "a"),
+        ],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "could not be written, nothing of it is left" in done.stderr.splitlines()[-1]
     assert checkpoints(tmp_path / "a") == [] and not list((tmp_path / "a").glob(".tmp*"))
 
 
 def test_keep_and_samples(tmp_path, tiny, run):
-    run("ddpm-train", "digits", *tiny, "--max-steps", 8, "--save-every", 2, "--keep", 2, "--sample-every", 4,
-        "--timesteps-diff", 100, "--out-dir", tmp_path / "a")
+    run(
+        "ddpm-train",
+        "digits",
+        *tiny,
+        "--max-steps",
+        8,
+        "--save-every",
+        2,
+        "--keep",
+        2,
+        "--sample-every",
+        4,
+        "--timesteps-diff",
+        100,
+        "--out-dir",
+        tmp_path / "a",
+    )
     assert [p.name for p in checkpoints(tmp_path / "a")] == ["step-0000006", "step-0000008"]
-    assert sorted(p.name for p in (tmp_path / "a" / "samples").iterdir()) == ["step-0000004.png", "step-0000008.png"]
+    assert sorted(p.name for p in (tmp_path / "a" / "samples").iterdir()) == [
+        "step-0000004.png",
+        "step-0000008.png",
+    ]
     model, scheduler = load_checkpoint(tmp_path / "a")
     assert model.config.base_dim == 16 and scheduler.num_timesteps == 100

@@ -1,4 +1,5 @@
 """README.md from nbs/index.ipynb: `python tools/readme.py` writes it, `--check` fails if it is not current."""
+
 import json
 import re
 import sys
@@ -18,5 +19,8 @@ def readme() -> str:
 if __name__ == "__main__":
     target = ROOT / "README.md"
     if "--check" in sys.argv:
-        sys.exit(target.read_text(encoding="utf-8") != readme() and "README.md is not current: python tools/readme.py")
+        sys.exit(
+            target.read_text(encoding="utf-8") != readme()
+            and "README.md is not current: python tools/readme.py"
+        )
     target.write_text(readme(), encoding="utf-8")
