@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 from .data import PictureData, batches, check_model_range, flip, load_data, to_model_range
 from .objective import training_loss
-from .sample import (PRECISIONS, autocast, checkpoints, find_checkpoint, read_checkpoint, run_command, sample,
-                            save_grid, stream)
+from .sample import (PRECISIONS, autocast, checkpoints, find_checkpoint, read_checkpoint,
+                            run_command, sample, save_grid, stream)
 from .scheduler import CosineNoiseScheduler, LinearNoiseScheduler, NoiseScheduler
 from .unet import PRESETS, ModelConfig, UNet
 
@@ -78,35 +78,37 @@ class DiffusionConfig:
 
 
 SCHEDULES = dict(linear=LinearNoiseScheduler, cosine=CosineNoiseScheduler)
-LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1, warmup_steps=0, num_workers=0,
-             log_every=1, save_every=1, keep=1, sample_every=0)
+LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1, warmup_steps=0,
+             num_workers=0, log_every=1, save_every=1, keep=1, sample_every=0)
 
 # %% ../nbs/08_training.ipynb #b2b1f002
 @patch
 def errors(self: DiffusionConfig) -> list[str]:   # one text an error
     "Everything that is wrong with the fields."
-    out = [f"{k}: expected at least {low}; got {getattr(self, k)}" for k, low in LEAST.items() if getattr(self, k) < low]
+    wrong = lambda k, expected: f"{k}: expected {expected}; got {getattr(self, k)!r}"
+    out = [wrong(k, f"at least {low}") for k, low in LEAST.items() if getattr(self, k) < low]
     for k, names in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-        if getattr(self, k) not in names: out.append(f"{k}: expected one of {', '.join(names)}; got {getattr(self, k)!r}")
+        if getattr(self, k) not in names: out.append(wrong(k, f"one of {', '.join(names)}"))
     for k in ("learning_rate", "clip_norm"):
-        if not 0 < getattr(self, k) < float("inf"): out.append(f"{k}: expected a number above 0; got {getattr(self, k)}")
-    if not 0 <= self.ema_decay < 1: out.append(f"ema_decay: expected at least 0 and below 1; got {self.ema_decay}")
+        if not 0 < getattr(self, k) < float("inf"): out.append(wrong(k, "a number above 0"))
+    if not 0 <= self.ema_decay < 1: out.append(wrong("ema_decay", "at least 0 and below 1"))
     start, end = self.decay_start, self.decay_end
     if (start is None) != (end is None) or start is not None and not 0 <= start < end:
-        out.append(f"decay_start, decay_end: expected both, the first below the second, or neither; got {start} and {end}")
+        out.append(wrong("decay_start", f"a step before decay_end = {end}, or neither of the two"))
     elif end is not None and self.max_steps > end:
-        out.append(f"max_steps: expected at most decay_end = {end}, where the learning rate is 0; got {self.max_steps}")
+        out.append(wrong("max_steps", f"at most decay_end = {end}, where the learning rate is 0"))
     return out
 
 # %% ../nbs/08_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
-    digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=3000, warmup_steps=100,
-                decay_start=750, decay_end=3000, ema_decay=0.999, precision="float32", log_every=25, save_every=500),
-    fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=256, max_steps=30_000, warmup_steps=1000,
-                       decay_start=20_000, decay_end=30_000, sample_every=5000),
-    cifar10=dict(dataset_name="cifar10", learning_rate=2e-4, batch_size=128, use_augmentation=True, max_steps=800_000,
-                 warmup_steps=5000, save_every=5000, sample_every=20_000),
-    ffhq128=dict(dataset_name="FFHQ", learning_rate=1e-3, batch_size=16, timesteps_diff=200, num_workers=4, sample_every=5000))
+    digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=3000,
+                warmup_steps=100, decay_start=750, decay_end=3000, ema_decay=0.999, log_every=25, save_every=500),
+    fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=256, max_steps=30_000,
+                       warmup_steps=1000, decay_start=20_000, decay_end=30_000, sample_every=5000),
+    cifar10=dict(dataset_name="cifar10", learning_rate=2e-4, batch_size=128, use_augmentation=True,
+                 max_steps=800_000, warmup_steps=5000, save_every=5000, sample_every=20_000),
+    ffhq128=dict(dataset_name="FFHQ", learning_rate=1e-3, batch_size=16, timesteps_diff=200, num_workers=4,
+                 sample_every=5000))
 
 
 def diffusion_preset(
@@ -167,7 +169,8 @@ class EMA:
         step: int,                # 1 for the first step
     ) -> None:
         "average = decay * average + (1 - decay) * parameters; buffers are not averaged."
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay(step))
+        average, parameters = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(average, parameters, 1 - self.decay(step))
 
 # %% ../nbs/08_training.ipynb #2af3b443
 class LossLog:
@@ -184,7 +187,8 @@ class LossLog:
     ) -> None:
         "Adds a batch."
         bucket = (t - 1) * 10 // self.num_timesteps
-        self.sums.index_add_(1, bucket, torch.stack([loss.float(), torch.ones_like(loss, dtype=torch.float32)]))
+        ones = torch.ones_like(loss, dtype=torch.float32)
+        self.sums.index_add_(1, bucket, torch.stack([loss.float(), ones]))
 
     def line(self,
         reduce=lambda sums: sums,   # adds up over processes
@@ -192,7 +196,8 @@ class LossLog:
         "The means since the last line; starts again from zero."
         loss, count = reduce(self.sums).tolist()
         self.sums.zero_()
-        return dict(loss=sum(loss) / max(1, sum(count)), loss_by_t=[a / n if n else None for a, n in zip(loss, count)])
+        means = [a / n if n else None for a, n in zip(loss, count)]
+        return dict(loss=sum(loss) / max(1, sum(count)), loss_by_t=means)
 
 # %% ../nbs/08_training.ipynb #c56eebf2
 class Trainer:
@@ -206,12 +211,15 @@ class Trainer:
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.scheduler = config.scheduler().to(self.device)
-        torch.manual_seed(config.seed)                            # every process starts from the same weights
+        torch.manual_seed(config.seed)                       # every process starts from the same weights
         self.model = UNet(model_config).to(self.device)
         if self.device.type == "cuda": self.model = self.model.to(memory_format=torch.channels_last)
-        self.ema, self.log = EMA(self.model, config.ema_decay), LossLog(config.timesteps_diff, self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=self.device.type in ("cpu", "cuda"))
-        self.network = self.accelerator.prepare(torch.compile(self.model) if config.compile else self.model)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.log = LossLog(config.timesteps_diff, self.device)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=fused)
+        network = torch.compile(self.model) if config.compile else self.model
+        self.network = self.accelerator.prepare(network)
 
 # %% ../nbs/08_training.ipynb #15dcd834
 @patch
@@ -222,14 +230,16 @@ def step(self: Trainer,
     "One optimiser step (Algorithm 1, lines 2 to 5)."
     c, n = self.config, len(pictures)
     draws = step_draws(c.seed, step, c.batch_size, c.timesteps_diff, pictures.shape[1:])
-    t, flips, noise = (x[self.rank * n:(self.rank + 1) * n].to(self.device, non_blocking=True) for x in draws)
-    x0 = to_model_range(flip(pictures, flips) if c.use_augmentation else pictures, self.data.num_levels)
-    torch.manual_seed(stream(c.seed, step).initial_seed() * self.world + self.rank)      # for dropout alone
+    mine = slice(self.rank * n, (self.rank + 1) * n)
+    t, flips, noise = (x[mine].to(self.device, non_blocking=True) for x in draws)
+    if c.use_augmentation: pictures = flip(pictures, flips)
+    x0 = to_model_range(pictures, self.data.num_levels)
+    torch.manual_seed(stream(c.seed, step).initial_seed() * self.world + self.rank)   # for dropout alone
     parts = list(zip(*(v.chunk(c.grad_accumulation) for v in (x0, t, noise))))
     for i, (x0_part, t_part, noise_part) in enumerate(parts):
         with nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(self.network):
             with autocast(self.device, c.precision):
-                loss = training_loss(self.network, self.scheduler, x0_part, t_part, noise_part)   # (b / world / parts,)
+                loss = training_loss(self.network, self.scheduler, x0_part, t_part, noise_part)
             (loss.mean() / len(parts)).backward()
         self.log.add(t_part, loss.detach())
     norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip_norm)
@@ -306,16 +316,18 @@ def restore(self: Trainer,
     "Puts a checkpoint's state back."
     saved, training = read_checkpoint(path, "training")
     self.ema.model.load_state_dict(read_checkpoint(path, "model")[1])
-    self.model.load_state_dict({k.removeprefix("model/"): v for k, v in training.items() if k.startswith("model/")})
+    names = [name for name, _ in self.model.named_parameters()]
+    self.model.load_state_dict({name: training[f"model/{name}"] for name in names})
     state = self.optimizer.state_dict()
-    for i, (name, _) in enumerate(self.model.named_parameters()):
-        state["state"][i] = {key: training[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    state["state"] = {i: {key: training[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                      for i, name in enumerate(names)}
     self.optimizer.load_state_dict(state)
     self.log.sums.copy_(training["log"])
     return saved["step"]
 
 # %% ../nbs/08_training.ipynb #728d4b50
-FREE_FIELDS = ("max_steps", "data_dir", "out_dir", "num_workers", "log_every", "save_every", "keep", "sample_every", "compile")
+FREE_FIELDS = ("max_steps", "data_dir", "out_dir", "num_workers", "log_every", "save_every", "keep",
+               "sample_every", "compile")
 
 
 def differences(
@@ -323,9 +335,13 @@ def differences(
     before: dict,      # the same of a checkpoint
 ) -> list[str]:        # a text for each field that should be equal and is not
     "What makes this another run than the checkpoint's."
-    return [f"{k} is {now[part].get(k)!r} and was {before[part].get(k)!r}"
-            for part in ("model", "scheduler", "training", "data") for k in sorted(now[part].keys() | before[part].keys())
-            if now[part].get(k) != before[part].get(k) and not (part == "training" and k in FREE_FIELDS)]
+    out = []
+    for part in ("model", "scheduler", "training", "data"):
+        for k in sorted(now[part].keys() | before[part].keys()):
+            new, old = now[part].get(k), before[part].get(k)
+            if new != old and not (part == "training" and k in FREE_FIELDS):
+                out.append(f"{k} is {new!r} and was {old!r}")
+    return out
 
 
 def open_run(
@@ -339,16 +355,19 @@ def open_run(
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as e: raise ValueError(f"out_dir: cannot write to {folder}: {e.strerror}") from None
-    for left_over in [*folder.glob(".tmp-step-*"), *folder.glob(".old-step-*")]: shutil.rmtree(left_over)
+    for left_over in [*folder.glob(".tmp-step-*"), *folder.glob(".old-step-*")]:
+        shutil.rmtree(left_over)
     if not resume:
         if checkpoints(folder) or (folder / "log.jsonl").exists():
-            raise ValueError(f"out_dir: {folder} already holds a run: go on with it (resume), or choose another folder")
+            raise ValueError(f"out_dir: {folder} already holds a run: go on with it (resume), "
+                             f"or choose another folder")
         return None
     found = find_checkpoint(folder)
     saved, _ = read_checkpoint(found, "training")
-    if different := differences(config, saved): raise ValueError(f"resume: {found} is another run: {'; '.join(different)}")
-    if saved["step"] > config["training"]["max_steps"]:
-        raise ValueError(f"max_steps: expected at least the {saved['step']} steps of {found}; got {config['training']['max_steps']}")
+    if different := differences(config, saved):
+        raise ValueError(f"resume: {found} is another run: {'; '.join(different)}")
+    if saved["step"] > (steps := config["training"]["max_steps"]):
+        raise ValueError(f"max_steps: expected at least the {saved['step']} steps of {found}; got {steps}")
     return found
 
 # %% ../nbs/08_training.ipynb #ba8f00ee
@@ -369,7 +388,8 @@ def memory_peak(
 ) -> int:         # bytes
     "The most memory used so far: the GPU's, or this process's."
     if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 # %% ../nbs/08_training.ipynb #b9760c72
 class TrainingStopped(KeyboardInterrupt):
@@ -397,8 +417,8 @@ class StopSignal:
     ) -> int:         # 0, or a signal that at least one process has seen
         "What all processes will act on."
         if accelerator.num_processes == 1: return self.noted
-        votes = torch.tensor([self.noted == s for s in (signal.SIGINT, signal.SIGTERM)], device=accelerator.device)
-        term, interrupt = accelerator.reduce(votes.float(), "sum").flip(0).tolist()
+        votes = torch.tensor([self.noted == s for s in (signal.SIGTERM, signal.SIGINT)])
+        term, interrupt = accelerator.reduce(votes.float().to(accelerator.device), "sum").tolist()
         return signal.SIGTERM if term else signal.SIGINT if interrupt else 0
 
 # %% ../nbs/08_training.ipynb #1b14301f
@@ -410,12 +430,13 @@ def open_data(
 ) -> PictureData:            # pictures that fit the network
     "The data of a run, checked at the door."
     if c.batch_size % (world * c.grad_accumulation):
-        raise ValueError(f"batch_size: expected a multiple of processes x grad_accumulation = {world} x {c.grad_accumulation}; "
-                         f"got {c.batch_size}")
+        raise ValueError(f"batch_size: expected a multiple of processes x grad_accumulation = "
+                         f"{world} x {c.grad_accumulation}; got {c.batch_size}")
     name = c.dataset_name if data is None else data
     data = load_data(name, data_dir=c.data_dir, size=m.picture_size, channels=m.channels)
     if len(data) < c.batch_size:
-        raise ValueError(f"batch_size: expected at most the {len(data)} pictures of {data.name}; got {c.batch_size}")
+        raise ValueError(f"batch_size: expected at most the {len(data)} pictures of {data.name}; "
+                         f"got {c.batch_size}")
     some = torch.stack([data[i] for i in range(min(64, len(data)))])
     check_model_range(to_model_range(some, data.num_levels), "data")
     return data
@@ -430,21 +451,22 @@ def check_finite(self: Trainer,
     "Stops a run whose loss or gradient is not a number, before it can be saved."
     if torch.isfinite(self.log.sums).all() and torch.isfinite(norm): return
     last = (checkpoints(folder) or ["none"])[-1]
-    raise FloatingPointError(f"loss or gradient not finite at step {step}; last good checkpoint: {last}; "
-                             f"try a lower learning_rate, more warmup_steps, or precision float32")
+    raise FloatingPointError(f"loss or gradient not finite at step {step}; last good checkpoint: {last}; try "
+                             f"a lower learning_rate, more warmup_steps, or precision float32")
 
 # %% ../nbs/08_training.ipynb #31198cb0
 def train_diffusion(
     diff_config: DiffusionConfig,
     model_config: ModelConfig,
     resume: bool = False,       # go on from the newest checkpoint in out_dir
-    data=None,                  # pictures of your own: `(n, c, h, w)` bytes, or in [-1, 1]; left out: dataset_name
+    data=None,                  # `(n, c, h, w)` pictures, bytes or in [-1, 1], instead of dataset_name
     progress: bool = True,      # show a bar
     callback=None,              # `callback(line)` with every line of the log, a dict
 ) -> Path:                      # the last checkpoint
     "Trains a network (Algorithm 1), with everything that a long run needs."
     c, accelerator = diff_config, Accelerator(mixed_precision="no")
-    data = open_data(c, model_config, data, accelerator.num_processes)
+    with accelerator.main_process_first():                    # one process downloads, if any
+        data = open_data(c, model_config, data, accelerator.num_processes)
     folder = Path(c.out_dir or Path("runs") / Path(c.dataset_name).name.lower())
     config = dict(model=model_config.to_dict(), scheduler=c.scheduler().config, training=asdict(c),
                   data=dict(name=data.name, num_levels=data.num_levels))
@@ -455,7 +477,8 @@ def train_diffusion(
         run = Trainer(c, model_config, data)
         done = run.restore(find_checkpoint(folder)) if resume else 0
         if accelerator.is_main_process: trim_log(folder / "log.jsonl", done)
-        with tqdm(total=c.max_steps, initial=done, unit="step", disable=not (progress and accelerator.is_main_process)) as bar:
+        hidden = not (progress and accelerator.is_main_process)
+        with tqdm(total=c.max_steps, initial=done, unit="step", disable=hidden) as bar:
             return run.loop(done, folder, config, stop, bar, callback)
 
 
@@ -463,19 +486,23 @@ def train_diffusion(
 def loop(self: Trainer, done, folder, config, stop, bar, callback) -> Path:   # the last checkpoint
     "The steps from `done` to max_steps, with their log, samples and checkpoints."
     c, began, last_line = self.config, time.perf_counter(), done
-    for step, pictures in batches(self.data, c.seed, c.batch_size, done, c.max_steps, self.rank, self.world, c.num_workers, self.device):
+    main = self.accelerator.is_main_process
+    for step, pictures in batches(self.data, c.seed, c.batch_size, done, c.max_steps, self.rank, self.world,
+                                  c.num_workers, self.device):
         step += 1                                                        # batches count from 0
         norm = self.step(step, pictures)
         asked, last = stop.agreed(self.accelerator), step == c.max_steps
-        line_due, save_due = step % c.log_every == 0 or last, step % c.save_every == 0 or last or asked
+        line_due = step % c.log_every == 0 or last
+        save_due = step % c.save_every == 0 or last or asked
         if line_due or save_due or self.device.type == "cpu": self.check_finite(step, norm, folder)
         if line_due:
-            line = self.line(step, norm, (step - last_line) * c.batch_size / (time.perf_counter() - began))
-            if self.accelerator.is_main_process: self.report(line, folder, bar, callback)
+            speed = (step - last_line) * c.batch_size / (time.perf_counter() - began)
+            line = self.line(step, norm, speed)
+            if main: self.report(line, folder, bar, callback)
             began, last_line = time.perf_counter(), step
         bar.update()
-        if c.sample_every and step % c.sample_every == 0 and self.accelerator.is_main_process: self.draw(step, folder)
-        if save_due and self.accelerator.is_main_process: save_checkpoint(folder, step, self.tensors(), config, c.keep)
+        if main and c.sample_every and step % c.sample_every == 0: self.draw(step, folder)
+        if main and save_due: save_checkpoint(folder, step, self.tensors(), config, c.keep)
         if save_due: self.accelerator.wait_for_everyone()
         if asked and not last: raise TrainingStopped(asked, folder / f"step-{step:07d}")
     return find_checkpoint(folder)
@@ -488,9 +515,10 @@ def line(self: Trainer,
     speed: float,      # pictures a second
 ) -> dict:             # a line of the log
     "What the log says of the steps since its last line."
-    return dict(step=step, **self.log.line(lambda sums: self.accelerator.reduce(sums, "sum")),
-                learning_rate=learning_rate_at(self.config, step), grad_norm=float(norm), ema_decay=self.ema.decay(step),
-                processes=self.world, pictures_per_second=round(speed, 1), memory=memory_peak(self.device))
+    losses = self.log.line(lambda sums: self.accelerator.reduce(sums, "sum"))
+    return dict(step=step, **losses, learning_rate=learning_rate_at(self.config, step), grad_norm=float(norm),
+                ema_decay=self.ema.decay(step), processes=self.world, pictures_per_second=round(speed, 1),
+                memory=memory_peak(self.device))
 
 
 @patch
@@ -505,8 +533,8 @@ def report(self: Trainer, line, folder, bar, callback) -> None:
 def draw(self: Trainer, step, folder) -> None:
     "A grid of 16 samples from the averaged weights, always from the same noise."
     (folder / "samples").mkdir(exist_ok=True)
-    x = sample(self.ema.model, self.scheduler, 16, steps=min(50, self.config.timesteps_diff), method="ddim",
-               precision=self.config.precision)
+    steps = min(50, self.config.timesteps_diff)
+    x = sample(self.ema.model, self.scheduler, 16, steps=steps, method="ddim", precision=self.config.precision)
     save_grid(x, folder / "samples" / f"step-{step:07d}.png")
 
 # %% ../nbs/08_training.ipynb #5a5b6a29
@@ -517,13 +545,12 @@ def field_flags(
     "A flag for each field of a dataclass; one that was not typed leaves no trace."
     hints = typing.get_type_hints(config)
     for f in fields(config):
-        kind = next((a for a in typing.get_args(hints[f.name]) if a in (int, float, str)), hints[f.name])
-        flag = f"--{f.name.replace('_', '-')}"
-        if typing.get_origin(hints[f.name]) is tuple:
-            parser.add_argument(flag, dest=f.name, type=int_tuple, default=argparse.SUPPRESS, metavar="N,N,...")
-        elif kind is bool:
-            parser.add_argument(flag, dest=f.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
-        else: parser.add_argument(flag, dest=f.name, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper())
+        hint = hints[f.name]
+        kind = next((a for a in typing.get_args(hint) if a in (int, float, str)), hint)
+        if typing.get_origin(hint) is tuple: how = dict(type=int_tuple, metavar="N,N,...")
+        elif kind is bool: how = dict(action=argparse.BooleanOptionalAction)
+        else: how = dict(type=kind, metavar=kind.__name__.upper())
+        parser.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, default=argparse.SUPPRESS, **how)
 
 
 def int_tuple(
@@ -542,7 +569,8 @@ def read_config_file(
     known = {f.name for c in (DiffusionConfig, ModelConfig) for f in fields(c)}
     flat = {**content, **content.get("training", {}), **content.get("model", {})}
     for section in ("training", "model", "scheduler", "data", "step", "sha256"): flat.pop(section, None)
-    if unknown := sorted(flat.keys() - known): raise ValueError(f"config: {path} has unknown fields: {', '.join(unknown)}")
+    if unknown := sorted(flat.keys() - known):
+        raise ValueError(f"config: {path} has unknown fields: {', '.join(unknown)}")
     return flat
 
 
@@ -551,17 +579,19 @@ def train_command() -> None:
     p = argparse.ArgumentParser("ddpm-train", description="Train a diffusion model.")
     p.add_argument("preset", nargs="?", help=", ".join(DIFFUSION_PRESETS))
     p.add_argument("--config", help="a JSON file with fields; what is typed wins over it")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run's folder")
-    for title, config in (("training", DiffusionConfig), ("network", ModelConfig)): field_flags(p.add_argument_group(title), config)
+    p.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    field_flags(p.add_argument_group("training"), DiffusionConfig)
+    field_flags(p.add_argument_group("network"), ModelConfig)
     typed = vars(p.parse_args())
     preset, file, resume = typed.pop("preset"), typed.pop("config"), typed.pop("resume")
-    if not preset and not file: raise ValueError(f"preset: expected one of {', '.join(DIFFUSION_PRESETS)}, or --config FILE")
-    if preset and preset not in DIFFUSION_PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(DIFFUSION_PRESETS)}; got {preset!r}")
-    given = {**DIFFUSION_PRESETS.get(preset, {}), **PRESETS.get(preset, {}), **(read_config_file(file) if file else {}), **typed}
+    if preset not in DIFFUSION_PRESETS and (preset or not file):
+        raise ValueError(f"preset: expected one of {', '.join(DIFFUSION_PRESETS)}, or --config FILE; got {preset}")
+    given = {**DIFFUSION_PRESETS.get(preset, {}), **PRESETS.get(preset, {})}
+    given |= (read_config_file(file) if file else {}) | typed
     of_run = {f.name for f in fields(DiffusionConfig)}
-    path = train_diffusion(DiffusionConfig(**{k: v for k, v in given.items() if k in of_run}),
-                           ModelConfig.from_dict({k: v for k, v in given.items() if k not in of_run}), resume=resume)
+    run = DiffusionConfig(**{k: v for k, v in given.items() if k in of_run})
+    network = ModelConfig.from_dict({k: v for k, v in given.items() if k not in of_run})
+    path = train_diffusion(run, network, resume=resume)
     print(f"{path}\nnext: ddpm-sample {path.parent} --n 64 --out samples.png")
 
 
