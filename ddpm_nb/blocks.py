@@ -1,4 +1,4 @@
-"""What a UNet is made of: a residual block that is told the time, attention over pixels, and two changes of size.
+"""The parts of a UNet: a residual block that is told the time, attention over pixels, two changes of size.
 
 Docs: https://ddpm-nb.github.io/ddpm_nb/blocks.html.md"""
 

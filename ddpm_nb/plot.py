@@ -119,8 +119,9 @@ class Diagram:
         size: float = 9):     # font size
         "A box; returns its centre and half sizes, for `arrow`."
         if KINDS[kind] != "none":
-            self.ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0,rounding_size=0.12",
-                              facecolor=KINDS[kind], edgecolor=COLORS["black"], linewidth=1, zorder=2))
+            self.ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, linewidth=1, zorder=2,
+                              boxstyle="round,pad=0,rounding_size=0.12", facecolor=KINDS[kind],
+                              edgecolor=COLORS["black"]))
         self.ax.text(x, y, text, ha="center", va="center", fontsize=size, color=COLORS["black"], zorder=3)
         return (x, y, w / 2, h / 2)
 
@@ -130,8 +131,9 @@ class Diagram:
         text: str,            # title, inside at the top left
         size: float = 9):     # font size
         "A dashed frame around a part; returns its centre and half sizes."
-        self.ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0,rounding_size=0.2",
-                          facecolor="#FAFAFA", edgecolor=COLORS["grey"], linewidth=1, linestyle="--", zorder=0))
+        self.ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, linewidth=1, zorder=0, linestyle="--",
+                          boxstyle="round,pad=0,rounding_size=0.2", facecolor="#FAFAFA",
+                          edgecolor=COLORS["grey"]))
         self.ax.text(x - w / 2 + 0.2, y + h / 2 - 0.15, text, ha="left", va="top", fontsize=size, zorder=3)
         return (x, y, w / 2, h / 2)
 
@@ -162,21 +164,21 @@ class Diagram:
         size: float = 8):     # font size
         "An arrow around corners."
         stretches = list(zip(points[:-1], points[1:]))
-        self.ax.plot(*zip(*points[:-1], points[-1]) if style == "-" else zip(*points[:-1]), color=COLORS[color], lw=1.2,
-                     solid_joinstyle="round", zorder=1)
-        if style != "-":
-            self.ax.annotate("", points[-1], points[-2], arrowprops=dict(arrowstyle=style, color=COLORS[color], lw=1.2,
-                             shrinkA=0, shrinkB=0), zorder=1)
+        self.ax.plot(*zip(*points[:-1]), color=COLORS[color], lw=1.2, solid_joinstyle="round", zorder=1)
+        self.ax.annotate("", points[-1], points[-2], zorder=1, arrowprops=dict(
+            arrowstyle=style, color=COLORS[color], lw=1.2, shrinkA=0, shrinkB=0))
         (x1, y1), (x2, y2) = max(stretches, key=lambda s: abs(s[0][0] - s[1][0]) + abs(s[0][1] - s[1][1]))
-        if text: self.ax.text((x1 + x2) / 2, (y1 + y2) / 2, text, fontsize=size, ha="center", va="center", zorder=3,
-                              color=COLORS[color], bbox=dict(facecolor="white", edgecolor="none", pad=1))
+        if text:
+            self.ax.text((x1 + x2) / 2, (y1 + y2) / 2, text, fontsize=size, ha="center", va="center", zorder=3,
+                         color=COLORS[color], bbox=dict(facecolor="white", edgecolor="none", pad=1))
 
     def save(self,
         path):                # a file name ending in .png
         "Writes the drawing in 256 colours, with nothing in the file that changes from run to run."
         from PIL import Image
         drawn = io.BytesIO()
-        self.fig.savefig(drawn, dpi=110, format="png", metadata={"Software": None})
+        self.fig.savefig(drawn, dpi=110, format="png", metadata={"Software": None},
+                         bbox_inches="tight", pad_inches=0.08)
         Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 # %% ../nbs/90_plot.ipynb #1631ce7f

@@ -70,7 +70,7 @@ class DiffusionConfig:
     compile: bool = False             # torch.compile the network
 
     def __post_init__(self):
-        if errors := self.errors(): raise ValueError("; ".join(errors))
+        if errors := self.errors(): raise ValueError(" | ".join(errors))
 
     def scheduler(self) -> NoiseScheduler:
         "The noise scheduler that the run trains for."
@@ -101,8 +101,8 @@ def errors(self: DiffusionConfig) -> list[str]:   # one text an error
 
 # %% ../nbs/08_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
-    digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=3000,
-                warmup_steps=100, decay_start=750, decay_end=3000, ema_decay=0.999, log_every=25, save_every=500),
+    digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=2200,
+                warmup_steps=100, decay_start=550, decay_end=2200, ema_decay=0.999, log_every=25, save_every=500),
     fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=256, max_steps=30_000,
                        warmup_steps=1000, decay_start=20_000, decay_end=30_000, sample_every=5000),
     cifar10=dict(dataset_name="cifar10", learning_rate=2e-4, batch_size=128, use_augmentation=True,
@@ -212,8 +212,7 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.scheduler = config.scheduler().to(self.device)
         torch.manual_seed(config.seed)                       # every process starts from the same weights
-        self.model = UNet(model_config).to(self.device)
-        if self.device.type == "cuda": self.model = self.model.to(memory_format=torch.channels_last)
+        self.model = UNet(model_config).to(self.device, memory_format=torch.channels_last)
         self.ema = EMA(self.model, config.ema_decay)
         self.log = LossLog(config.timesteps_diff, self.device)
         fused = self.device.type in ("cpu", "cuda")
@@ -316,11 +315,12 @@ def restore(self: Trainer,
     "Puts a checkpoint's state back."
     saved, training = read_checkpoint(path, "training")
     self.ema.model.load_state_dict(read_checkpoint(path, "model")[1])
-    names = [name for name, _ in self.model.named_parameters()]
-    self.model.load_state_dict({name: training[f"model/{name}"] for name in names})
     state = self.optimizer.state_dict()
-    state["state"] = {i: {key: training[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                      for i, name in enumerate(names)}
+    for i, (name, p) in enumerate(self.model.named_parameters()):
+        p.data.copy_(training[f"model/{name}"])
+        moments = {key: torch.empty_like(p).copy_(training[f"{key}/{name}"])     # with p's memory format
+                   for key in ("exp_avg", "exp_avg_sq")}
+        state["state"][i] = dict(step=training[f"step/{name}"], **moments)
     self.optimizer.load_state_dict(state)
     self.log.sums.copy_(training["log"])
     return saved["step"]

@@ -31,9 +31,9 @@ class ModelConfig:
     num_heads: int = 1                     # of every attention
 
     def __post_init__(self):
-        self.dim_multiply = tuple(self.dim_multiply)              # JSON knows lists only
-        self.transformer_layers = tuple(self.transformer_layers)
-        if errors := self.errors(): raise ValueError("; ".join(errors))
+        for name in ("dim_multiply", "transformer_layers"):       # JSON knows lists only
+            if isinstance(getattr(self, name), list): setattr(self, name, tuple(getattr(self, name)))
+        if errors := self.errors(): raise ValueError(" | ".join(errors))
 
     @property
     def picture_size(self) -> int:         # height and width at full resolution
@@ -45,33 +45,38 @@ class ModelConfig:
 
 # %% ../nbs/05_unet.ipynb #df6ac1b0
 @patch
-def errors(self: ModelConfig) -> list[str]:   # one text an error
+def errors(self: ModelConfig) -> list[str]:   # one text for each wrong field
     "Everything that is wrong with the fields."
-    whole = lambda *values: all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    least = dict(lowest_resolution_size=1, base_dim=4, channels=1, num_heads=1)
-    out = [f"{k}: expected a whole number of at least {low}; got {getattr(self, k)!r}" for k, low in least.items()
-           if not whole(getattr(self, k)) or getattr(self, k) < low]
-    if not self.dim_multiply or not whole(*self.dim_multiply) or min(self.dim_multiply) < 1:
-        return out + [f"dim_multiply: expected whole numbers of at least 1, one a level; got {self.dim_multiply}"]
-    levels = range(len(self.dim_multiply))
-    if any(i not in levels for i in self.transformer_layers):
-        out.append(f"transformer_layers: expected levels in 0..{levels[-1]}; got {self.transformer_layers}")
-    if whole(self.base_dim) and self.base_dim % 2:
-        out.append(f"base_dim: expected an even number, for as many sines as cosines; got {self.base_dim}")
-    if not 0 <= self.dropout < 1: out.append(f"dropout: expected at least 0 and below 1; got {self.dropout}")
-    if out: return out
-    widths = {self.base_dim * self.dim_multiply[i] for i in (*self.transformer_layers, -1)}
-    if bad := sorted(w for w in widths if w % self.num_heads):
-        out.append(f"num_heads: expected a divisor of every width with attention; got {self.num_heads} for width {bad[0]}")
-    return out
+    whole = lambda v, low: isinstance(v, int) and not isinstance(v, bool) and v >= low
+    listed = lambda values, low: isinstance(values, tuple) and all(whole(v, low) for v in values)
+    dims, layers = self.dim_multiply, self.transformer_layers
+    good_base = whole(self.base_dim, 4) and self.base_dim % 2 == 0
+    good_dims = listed(dims, 1) and len(dims) > 0
+    good_layers = listed(layers, 0) and (not good_dims or all(i < len(dims) for i in layers))
+    good = good_base and good_dims and good_layers
+    widths = [self.base_dim * dims[i] for i in (*layers, -1)] if good else []     # those with attention
+    good_heads = whole(self.num_heads, 1) and not any(w % self.num_heads for w in widths)
+    rules = dict(
+        lowest_resolution_size=(whole(self.lowest_resolution_size, 1), "a whole number of at least 1"),
+        dim_multiply=(good_dims, "whole numbers of at least 1, one a level"),
+        transformer_layers=(good_layers, f"levels in 0..{len(dims) - 1}" if good_dims else "levels"),
+        base_dim=(good_base, "an even number of at least 4"),
+        channels=(whole(self.channels, 1), "a whole number of at least 1"),
+        dropout=(isinstance(self.dropout, int | float) and 0 <= self.dropout < 1, "at least 0 and below 1"),
+        num_heads=(good_heads, "a divisor of every width with attention"))
+    return [f"{name}: expected {what}; got {getattr(self, name)!r}"
+            for name, (good, what) in rules.items() if not good]
 
 # %% ../nbs/05_unet.ipynb #1f6e8d0a
 PRESETS = dict(
-    digits=dict(lowest_resolution_size=4, dim_multiply=(1, 2), transformer_layers=(1,), base_dim=32, channels=1),
+    digits=dict(lowest_resolution_size=4, dim_multiply=(1, 2), transformer_layers=(1,), base_dim=32,
+                channels=1),
     fashion_mnist=dict(lowest_resolution_size=7, dim_multiply=(1, 2, 3), transformer_layers=(1,), base_dim=48,
                        channels=1, dropout=0.1),
-    cifar10=dict(lowest_resolution_size=4, dim_multiply=(1, 2, 2, 2), transformer_layers=(1,), base_dim=128, dropout=0.1),
-    ffhq128=dict(lowest_resolution_size=8, dim_multiply=(1, 2, 2, 4, 8), transformer_layers=(3,), base_dim=64))
+    cifar10=dict(lowest_resolution_size=4, dim_multiply=(1, 2, 2, 2), transformer_layers=(1,), base_dim=128,
+                 dropout=0.1),
+    ffhq128=dict(lowest_resolution_size=8, dim_multiply=(1, 2, 2, 4, 8), transformer_layers=(3,),
+                 base_dim=64))
 
 
 @patch(cls_method=True)
@@ -103,7 +108,7 @@ def from_dict(cls: ModelConfig,
 
 # %% ../nbs/05_unet.ipynb #1aab837b
 class DownBlock(nn.Module):
-    "One level on the way down: two ResNet blocks, each followed by attention if the level has it; then half the size."
+    "One level on the way down: two ResNet blocks, attention after each if asked for, then half the size."
     def __init__(self,
         in_dim: int,           # channels that come in
         out_dim: int,          # the level's width
@@ -112,9 +117,11 @@ class DownBlock(nn.Module):
         downsample: bool):     # False at the last level
         super().__init__()
         self.resnets = nn.ModuleList([
-            ResNetBlock(dim, out_dim, 4 * config.base_dim, config.groups, config.dropout) for dim in (in_dim, out_dim)])
+            ResNetBlock(dim, out_dim, 4 * config.base_dim, config.groups, config.dropout)
+            for dim in (in_dim, out_dim)])
         self.attentions = nn.ModuleList([
-            SelfAttention(out_dim, config.groups, config.num_heads) if attention else nn.Identity() for _ in self.resnets])
+            SelfAttention(out_dim, config.groups, config.num_heads) if attention else nn.Identity()
+            for _ in self.resnets])
         self.downsample = Downsample(out_dim) if downsample else None
 
     def forward(self,
@@ -162,7 +169,8 @@ class UpBlock(nn.Module):
             ResNetBlock(dim + skip, out_dim, 4 * config.base_dim, config.groups, config.dropout)
             for dim, skip in zip((in_dim, out_dim, out_dim), skip_dims)])
         self.attentions = nn.ModuleList([
-            SelfAttention(out_dim, config.groups, config.num_heads) if attention else nn.Identity() for _ in self.resnets])
+            SelfAttention(out_dim, config.groups, config.num_heads) if attention else nn.Identity()
+            for _ in self.resnets])
         self.upsample = Upsample(out_dim) if upsample else nn.Identity()
 
     def forward(self,
@@ -222,7 +230,7 @@ def check_input(self: UNet,
     if x.ndim != 4 or x.shape[1] != c:
         raise ValueError(f"x: expected pictures (b, {c}, h, w), as the config says; got {tuple(x.shape)}")
     if x.shape[2] % factor or x.shape[3] % factor:
-        raise ValueError(f"x: expected height and width that {len(self.down) - 1} halvings divide, multiples of {factor}; "
-                         f"got {x.shape[2]} x {x.shape[3]}")
+        raise ValueError(f"x: expected height and width that {len(self.down) - 1} halvings divide, "
+                         f"multiples of {factor}; got {x.shape[2]} x {x.shape[3]}")
     if t.shape != x.shape[:1]:
         raise ValueError(f"t: expected shape ({len(x)},), a step for each picture; got {tuple(t.shape)}")
