@@ -2,20 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-export OMP_WAIT_POLICY = PASSIVE
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
+# GOMP_SPINCOUNT: two threads that wait for each other for a short while only, so that a busy machine does not stall them.
 demo: $(VENV)/.run   ## install, train on digits, sample, show where the pictures are
 	rm -rf demo
-	$(BIN)/ddpm-train digits --out-dir demo/run
-	$(BIN)/ddpm-sample demo/run --n 64 --steps 100 --method ddpm --out demo/samples.png --gif demo/reverse.gif
+	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-train digits --out-dir demo/run
+	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample demo/run --n 64 --steps 250 --method ddpm --out demo/samples.png --gif demo/reverse.gif
 	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
 
 test: $(VENV)/.dev   ## install, and run every check
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: $(VENV)/.dev    ## the book in JupyterLab
 	$(BIN)/jupyter trust nbs/*.ipynb   # so that stored figures and players show before a page is run

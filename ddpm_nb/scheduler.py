@@ -21,8 +21,11 @@ class NoiseScheduler:
     def __init__(self,
         beta: Tensor):  # `(T,)` noise variances of steps 1..T, each above 0 and below 1
         beta = torch.as_tensor(beta, dtype=torch.float64)
-        if beta.ndim != 1 or len(beta) < 1 or not bool(((beta > 0) & (beta < 1)).all()):
-            raise ValueError(f"beta: expected one number a step, each above 0 and below 1; got {beta}")
+        if beta.ndim != 1 or not len(beta):
+            raise ValueError(f"beta: expected one number a step; got shape {tuple(beta.shape)}")
+        low, high = float(beta.min()), float(beta.max())
+        if not 0 < low <= high < 1:
+            raise ValueError(f"beta: expected numbers above 0 and below 1; got {low:g} to {high:g}")
         self.num_timesteps = len(beta)
         self.beta = torch.cat([beta.new_zeros(1), beta])                 # (T+1,)
         self.alpha = 1 - self.beta
@@ -30,7 +33,8 @@ class NoiseScheduler:
         self.sqrt_alpha_cumprod = self.alpha_cumprod.sqrt()
         self.sqrt_one_minus_alpha_cumprod = (1 - self.alpha_cumprod).sqrt()
         self.posterior_variance = torch.zeros_like(self.beta)            # beta-tilde; 0 at t = 1
-        self.posterior_variance[1:] = self.beta[1:] * (1 - self.alpha_cumprod[:-1]) / (1 - self.alpha_cumprod[1:])
+        before, now = self.alpha_cumprod[:-1], self.alpha_cumprod[1:]    # at t - 1 and at t
+        self.posterior_variance[1:] = self.beta[1:] * (1 - before) / (1 - now)
         self.config = dict(schedule="custom", beta=beta.tolist())
 
     def __repr__(self):
@@ -48,10 +52,11 @@ class LinearNoiseScheduler(NoiseScheduler):
         start = 0.1 / num_timesteps if beta_start is None else beta_start
         end = 20 / num_timesteps if beta_end is None else beta_end
         if beta_end is None and end >= 1:
-            raise ValueError(f"num_timesteps: expected more than 20, since the scaled beta_end is 20 / T and must stay "
-                             f"below 1; got {num_timesteps} (or give beta_end by name)")
+            raise ValueError(f"num_timesteps: expected more than 20, since the scaled beta_end is "
+                             f"20 / T and stays below 1; got {num_timesteps} (or give beta_end)")
         super().__init__(torch.linspace(start, end, num_timesteps, dtype=torch.float64))
-        self.config = dict(schedule="linear", num_timesteps=num_timesteps, beta_start=start, beta_end=end)
+        self.config = dict(schedule="linear", num_timesteps=num_timesteps,
+                           beta_start=start, beta_end=end)
 
 
 def check_num_timesteps(
@@ -59,7 +64,8 @@ def check_num_timesteps(
 ) -> None:               # or ValueError
     "T must be a whole number of steps, at least one."
     if not isinstance(num_timesteps, int) or num_timesteps < 1:
-        raise ValueError(f"num_timesteps: expected a whole number of at least 1; got {num_timesteps!r}")
+        raise ValueError("num_timesteps: expected a whole number of at least 1; "
+                         f"got {num_timesteps!r}")
 
 # %% ../nbs/01_scheduler.ipynb #e0a8c9d1
 class CosineNoiseScheduler(NoiseScheduler):
@@ -110,7 +116,8 @@ def steps(self: NoiseScheduler,
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and t.numel():
         low, high = t.aminmax()
         if low < lowest or high > self.num_timesteps:
-            raise ValueError(f"{name}: expected steps in {lowest}..{self.num_timesteps}; got {int(low)}..{int(high)}")
+            raise ValueError(f"{name}: expected steps in {lowest}..{self.num_timesteps}; "
+                             f"got {int(low)}..{int(high)}")
     return t.to(self.alpha_cumprod.device)
 
 
@@ -143,19 +150,20 @@ def add_noise(self: NoiseScheduler,
 ) -> Tensor:         # `(b, c, h, w)` x_t, in x0's dtype
     "x_t from x_0 in one jump (eq. 4)."
     t = self.steps(t, lowest=0)
-    signal = self.spread(self.sqrt_alpha_cumprod[t], x0)
-    return (signal * x0 + self.spread(self.sqrt_one_minus_alpha_cumprod[t], x0) * noise).to(x0.dtype)
+    signal = self.spread(self.sqrt_alpha_cumprod[t], x0) * x0
+    return (signal + self.spread(self.sqrt_one_minus_alpha_cumprod[t], x0) * noise).to(x0.dtype)
 
 # %% ../nbs/01_scheduler.ipynb #144301d6
 @patch
 def jump(self: NoiseScheduler,
     t: Tensor,         # `(b,)` or `()` steps 1..T
     t_prev=None,       # earlier steps, of t's shape; left out: t - 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # float64: alpha_cumprod at t and at t_prev, alpha and beta of the jump
+) -> tuple[Tensor, ...]:  # float64: alpha_cumprod at t, at t_prev, alpha and beta of the jump
     "The jump from t_prev to t, as one noising step."
     t_prev = t - 1 if t_prev is None else self.steps(t_prev, lowest=0, name="t_prev")
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool((t_prev >= t).any()):
-        raise ValueError(f"t_prev: expected earlier steps than t; got t_prev = {t_prev.tolist()} for t = {t.tolist()}")
+        raise ValueError(f"t_prev: expected earlier steps than t; "
+                         f"got t_prev = {t_prev.tolist()} for t = {t.tolist()}")
     now, before = self.alpha_cumprod[t], self.alpha_cumprod[t_prev]
     return now, before, now / before, 1 - now / before
 
@@ -171,7 +179,8 @@ def posterior_mean_variance(self: NoiseScheduler,
     now, before, alpha, beta = self.jump(self.steps(t), t_prev)
     on_x0 = self.spread(before.sqrt() * beta / (1 - now), xt)
     on_xt = self.spread(alpha.sqrt() * (1 - before) / (1 - now), xt)
-    return (on_x0 * x0 + on_xt * xt).to(xt.dtype), self.spread(beta * (1 - before) / (1 - now), xt)
+    variance = self.spread(beta * (1 - before) / (1 - now), xt)
+    return (on_x0 * x0 + on_xt * xt).to(xt.dtype), variance
 
 # %% ../nbs/01_scheduler.ipynb #eb47619b
 @patch
@@ -180,7 +189,7 @@ def predict_x0(self: NoiseScheduler,
     noise_pred: Tensor,  # `(b, c, h, w)` the network's guess of the noise
     t,                   # `(b,)` steps 1..T, or one int
 ) -> Tensor:             # `(b, c, h, w)` the clean pictures that the guess implies, in xt's dtype
-    "x_0 from x_t and the noise (eq. 4 solved for x_0)."
+    "x_0 from x_t and the noise: eq. 4 solved for x_0 (eq. 15)."
     t = self.steps(t)
     noise = self.spread(self.sqrt_one_minus_alpha_cumprod[t], xt) * noise_pred
     return ((xt - noise) / self.spread(self.sqrt_alpha_cumprod[t], xt)).to(xt.dtype)
@@ -219,14 +228,14 @@ def sampling_std(self: NoiseScheduler,
     "Standard deviation of the noise a reverse step puts back (section 3.2 of the paper)."
     check_variance(variance)
     now, before, _, beta = self.jump(self.steps(t), t_prev)
-    tilde = beta * (1 - before) / (1 - now)
-    return (tilde if variance == "beta_tilde" else torch.where(before == 1, 0, beta)).sqrt()
+    if variance == "beta": return torch.where(before == 1, 0, beta).sqrt()
+    return (beta * (1 - before) / (1 - now)).sqrt()
 
 
 @patch
 def decoder_log_variance(self: NoiseScheduler,
     variance: str = "beta_tilde",  # or "beta"
-) -> Tensor:                       # `(T+1,)` float64; entry 1 is log posterior_variance[2], entry 0 is not used
+) -> Tensor:                       # `(T+1,)` float64; entry 1 is that of beta-tilde at t = 2
     "Log variances for the likelihood, finite at t = 1 as in Ho's code."
     check_variance(variance)
     table = (self.posterior_variance if variance == "beta_tilde" else self.beta).clone()
@@ -242,8 +251,10 @@ def randn_like(
     dtype = torch.promote_types(x.dtype, torch.float32)
     if isinstance(generator, (list, tuple)):
         if len(generator) != len(x):
-            raise ValueError(f"generator: expected one for each of the {len(x)} pictures; got {len(generator)}")
-        draws = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]
+            raise ValueError(f"generator: expected one for each of the {len(x)} pictures; "
+                             f"got {len(generator)}")
+        draws = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=dtype)
+                 for g in generator]
         return torch.stack(draws).to(x.device)
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=dtype).to(x.device)
