@@ -8,7 +8,6 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/blocks.html.md"""
 __all__ = ['group_count', 'ho_init', 'zero_init', 'ResNetBlock', 'SelfAttention', 'Downsample', 'Upsample']
 
 # %% ../nbs/04_blocks.ipynb #f078edd3
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
