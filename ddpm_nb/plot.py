@@ -95,7 +95,7 @@ def player(
              "fa-fast-forward": "&gt;|"}
     for icon, mark in marks.items():
         html = re.sub(rf'<i class="fa {icon}"></i>', mark, html)
-    return HTML(re.sub(r"(?<=[_\"'(])[0-9a-f]{32}", name, html))
+    return HTML(re.sub(r"[0-9a-f]{32}", name, html))
 
 # %% ../nbs/90_plot.ipynb #387701a2
 KINDS = dict(conv="#CFE3F1", norm="#E8E8E8", act="#FBE3C0", attn="#F3D9E6", time="#CDEBDD", data="#FFFFFF",
