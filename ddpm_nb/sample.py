@@ -6,7 +6,7 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'timestep_walk', 'reverse_walk', 'ancestral_sample', 'ddim_step', 'ddim_sample', 'stream',
-           'has_fast_bf16', 'autocast', 'sample', 'save_picture', 'save_grid', 'save_gif', 'checkpoints',
+           'has_fast_bf16', 'autocast', 'sample', 'grid_image', 'save_grid', 'save_gif', 'save_pictures', 'checkpoints',
            'find_checkpoint', 'read_checkpoint', 'load_checkpoint', 'run_command', 'pick_device', 'sample_command',
            'main']
 
@@ -74,7 +74,8 @@ def ancestral_sample(
     "Ancestral sampling (Algorithm 2), with all the steps or fewer."
     def step(xt, noise_pred, t, t_prev):
         return scheduler.sample_prev_timestep(xt, noise_pred, t, t_prev, variance, clip, generator)
-    return reverse_walk(model, xt, timestep_walk(scheduler.num_timesteps, steps), step, callback, progress)
+    walk = timestep_walk(scheduler.num_timesteps, steps)
+    return reverse_walk(model, xt, walk, step, callback, progress)
 
 # %% ../nbs/07_sampling.ipynb #c8929d45
 def ddim_step(
@@ -91,11 +92,11 @@ def ddim_step(
     x0 = scheduler.predict_x0(xt, noise_pred, t)
     if clip: x0 = x0.clamp(-1, 1)
     now, before = scheduler.alpha_cumprod[t], scheduler.alpha_cumprod[t_prev]
-    noise_pred = (xt - scheduler.spread(now.sqrt(), xt) * x0) / scheduler.spread((1 - now).sqrt(), xt)
     std = eta * scheduler.sampling_std(t, t_prev)
-    x_prev = (scheduler.spread(before.sqrt(), xt) * x0
-              + scheduler.spread((1 - before - std ** 2).clamp(min=0).sqrt(), xt) * noise_pred)
-    if eta > 0: x_prev = x_prev + scheduler.spread(std, xt) * randn_like(xt, generator)
+    def number(value): return scheduler.spread(value, xt)                    # in the dtype of xt
+    noise_pred = (xt - number(now.sqrt()) * x0) / number((1 - now).sqrt())   # that of this x0
+    x_prev = number(before.sqrt()) * x0 + number((1 - before - std ** 2).sqrt()) * noise_pred
+    if eta > 0: x_prev = x_prev + number(std) * randn_like(xt, generator)
     return x_prev.to(dtype), x0.to(dtype)
 
 
@@ -114,7 +115,8 @@ def ddim_sample(
     if not 0 <= eta <= 1: raise ValueError(f"eta: expected a number in 0..1; got {eta}")
     def step(xt, noise_pred, t, t_prev):
         return ddim_step(scheduler, xt, noise_pred, t, t_prev, eta, clip, generator)
-    return reverse_walk(model, xt, timestep_walk(scheduler.num_timesteps, steps), step, callback, progress)
+    walk = timestep_walk(scheduler.num_timesteps, steps)
+    return reverse_walk(model, xt, walk, step, callback, progress)
 
 # %% ../nbs/07_sampling.ipynb #d847a0a9
 def stream(
@@ -123,7 +125,7 @@ def stream(
 ) -> torch.Generator:    # on the CPU, so that every device draws the same numbers
     "A stream of random numbers that depends on (seed, index) and nothing else."
     base = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return torch.Generator().manual_seed((base + index) % 2**32)   # torch's CPU generator keeps 32 bits of a seed
+    return torch.Generator().manual_seed((base + index) % 2**32)   # torch's keeps 32 bits of a seed
 
 # %% ../nbs/07_sampling.ipynb #ffa00654
 PRECISIONS = ("auto", "float32", "bf16")
@@ -145,7 +147,8 @@ def autocast(
     "The precision that a network's matrix products run in; weights and sums stay float32."
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}")
-    if precision == "float32" or precision == "auto" and not has_fast_bf16(device): return nullcontext()
+    if precision == "float32" or precision == "auto" and not has_fast_bf16(device):
+        return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 # %% ../nbs/07_sampling.ipynb #2399a406
@@ -159,70 +162,79 @@ def sample(
     seed: int = 0,               # picture i is a function of (seed, i)
     batch_size: int = 64,        # pictures at a time: memory, not result
     precision: str = "float32",  # or "bf16", "auto"
-    callback=None,               # `callback(first, t_prev, x_prev, x0_pred)`; first: index of the batch's first picture
+    callback=None,               # `callback(first, t_prev, x_prev, x0_pred)`, batch by batch
     progress: bool = False,      # show a bar
     **kwargs,                    # variance and clip, or eta and clip: the sampler's own
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise, in batches that fit in memory."
     samplers = dict(ddpm=ancestral_sample, ddim=ddim_sample)
     if method not in samplers: raise ValueError(f"method: expected ddpm or ddim; got {method!r}")
-    if n < 1 or batch_size < 1: raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
-    size = getattr(getattr(model, "config", None), "picture_size", None)
-    shape = shape or (model.config.channels, size, size)
-    device = next((p.device for p in model.parameters()), "cpu") if isinstance(model, torch.nn.Module) else "cpu"
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
+    config = getattr(model, "config", None)
+    if shape is None and config is None:
+        raise ValueError("shape: expected (c, h, w) for a model without a config; got None")
+    shape = shape or (config.channels, config.picture_size, config.picture_size)
+    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    device = "cpu" if weight is None else weight.device
     scheduler = make_scheduler(scheduler.config).to(device)
     walk, out = timestep_walk(scheduler.num_timesteps, steps), []
     bar = tqdm(total=(len(walk) - 1) * n, unit="step", desc="sampling", disable=not progress)
     for first in range(0, n, batch_size):
         streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
-        xt = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(device)   # (b, c, h, w)
+        xt = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(device)
         def after(t_prev, x_prev, x0_pred):
             bar.update(len(x_prev))
             if callback: callback(first, t_prev, x_prev, x0_pred)
         with autocast(device, precision):
-            x0 = samplers[method](model, scheduler, xt, steps, generator=streams, callback=after, **kwargs)
+            x0 = samplers[method](model, scheduler, xt, steps, generator=streams, callback=after,
+                                  **kwargs)
         out.append(x0.float().clamp(-1, 1).cpu())
     bar.close()
     return torch.cat(out)
 
 # %% ../nbs/07_sampling.ipynb #0fabb11c
-def save_picture(
-    x: Tensor,          # `(c, h, w)` uint8
-    path,               # file name
-    zoom: int = 1,      # enlarge by whole pixels
-) -> None:
-    "One picture as a file."
-    x = x.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1).permute(1, 2, 0)   # (zoom h, zoom w, c)
-    Image.fromarray(x.squeeze(-1).cpu().numpy()).save(path)
+def grid_image(
+    x: Tensor,                 # `(n, c, h, w)` pictures in [-1, 1]
+    ncols: int | None = None,  # left out: as square as it gets
+) -> Image.Image:              # RGB
+    "All pictures side by side; small ones are enlarged by whole pixels."
+    ncols, width = ncols or int(np.ceil(len(x) ** 0.5)), x.shape[-1]
+    grid = make_grid(to_pixels(x), nrow=ncols, padding=2 if width > 16 else 1, pad_value=255)
+    zoom = max(1, 64 // width)
+    grid = grid.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)       # (3, H, W)
+    return Image.fromarray(grid.permute(1, 2, 0).cpu().numpy())
 
 
 def save_grid(
-    x: Tensor,               # `(n, c, h, w)` pictures in [-1, 1]
-    path,                    # file name, .png
+    x: Tensor,                 # `(n, c, h, w)` pictures in [-1, 1]
+    path,                      # file name, .png
     ncols: int | None = None,  # left out: as square as it gets
 ) -> None:
-    "All pictures side by side in one PNG; small ones are enlarged by whole pixels."
-    ncols = ncols or int(np.ceil(len(x) ** 0.5))
-    save_picture(make_grid(to_pixels(x), nrow=ncols, padding=2 if x.shape[-1] > 16 else 1, pad_value=255), path,
-                 zoom=max(1, 64 // x.shape[-1]))
+    "A grid as a PNG."
+    grid_image(x, ncols).save(path)
 
 
 def save_gif(
-    frames: list[Tensor],    # each `(n, c, h, w)` in [-1, 1]
-    path,                    # file name, .gif
-    ncols: int | None = None,
-    milliseconds: int = 80,  # a frame; the last one stays for two seconds
+    frames: list[Tensor],      # each `(n, c, h, w)` in [-1, 1]
+    path,                      # file name, .gif
+    ncols: int | None = None,  # left out: as square as it gets
+    milliseconds: int = 80,    # a frame; the last one stays for two seconds
 ) -> None:
     "A moving grid."
-    ncols = ncols or int(np.ceil(len(frames[0]) ** 0.5))
-    zoom = max(1, 64 // frames[0].shape[-1])
-    images = []
-    for x in frames:
-        grid = make_grid(to_pixels(x), nrow=ncols, padding=1, pad_value=255)          # (3, H, W)
-        grid = grid.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
-        images.append(Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()))
+    images = [grid_image(x, ncols) for x in frames]
     durations = [milliseconds] * (len(images) - 1) + [2000]
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def save_pictures(
+    x: Tensor,                 # `(n, c, h, w)` pictures in [-1, 1]
+    folder,                    # one that is there
+) -> None:
+    "Each picture as a PNG of its own: 00000.png, 00001.png, ..."
+    for i, picture in enumerate(to_pixels(x).cpu()):
+        pixels = picture.permute(1, 2, 0).squeeze(-1).numpy()                 # (h, w, 3) or (h, w)
+        Image.fromarray(pixels).save(Path(folder) / f"{i:05d}.png")
 
 # %% ../nbs/07_sampling.ipynb #c64c98c3
 def checkpoints(
@@ -239,9 +251,11 @@ def find_checkpoint(
     path = Path(path)
     if (path / "config.json").is_file(): return path
     if not path.is_dir():
-        raise ValueError(f"checkpoint: expected a run folder or a step folder; there is no folder {path}")
+        raise ValueError("checkpoint: expected a run folder or a step folder; "
+                         f"there is no folder {path}")
     if not checkpoints(path):
-        raise ValueError(f"checkpoint: expected a folder that holds step-... folders; {path} holds none")
+        raise ValueError("checkpoint: expected a folder that holds step-... folders; "
+                         f"{path} holds none")
     return checkpoints(path)[-1]
 
 
@@ -260,28 +274,31 @@ def read_checkpoint(
         whole = digest == config["sha256"][file.name]
     except (OSError, ValueError, KeyError) as e:
         raise ValueError(f"checkpoint: {path} cannot be read ({e}){offer}") from None
-    if not whole: raise ValueError(f"checkpoint: {file} is damaged, its sha256 is not the one in config.json{offer}")
+    if not whole:
+        raise ValueError(f"checkpoint: {file} is damaged, its sha256 is not the one in "
+                         f"config.json{offer}")
     return config, load_file(file)
 
 
 def load_checkpoint(
     path,             # a run folder, or one `step-...` folder
     device="cpu",     # where the network goes
-) -> tuple[UNet, NoiseScheduler]:  # the network with its EMA weights, and the scheduler it was trained with
+) -> tuple[UNet, NoiseScheduler]:  # the network with its EMA weights, and its scheduler
     "What was trained, ready to sample."
     config, weights = read_checkpoint(find_checkpoint(path), "model")
     model = UNet(ModelConfig.from_dict(config["model"]))
     try: model.load_state_dict(weights)
     except RuntimeError as e:
-        raise ValueError(f"checkpoint: the weights in {path} are not those of its config: {str(e).splitlines()[1].strip()}") from None
-    model = model.to(device, memory_format=torch.channels_last).eval()    # faster, same numbers to rounding
+        raise ValueError(f"checkpoint: the weights in {path} are not those of its config: "
+                         f"{str(e).splitlines()[1].strip()}") from None
+    model = model.to(device, memory_format=torch.channels_last).eval()    # the faster layout
     return model, make_scheduler(config["scheduler"])
 
 # %% ../nbs/07_sampling.ipynb #99330908
 def run_command(
     command,      # a function that parses sys.argv and works
 ) -> None:        # leaves the interpreter with an exit status
-    "One line and status 2 for a user's mistake, 1 for a full disk or a NaN, 130 or 143 for a stop that was asked for."
+    "One line; status 2 for a user's mistake, 1 for a full disk or a NaN, 130 or 143 for a stop."
     name = Path(sys.argv[0]).name
     try: command()
     except ValueError as e:
@@ -294,7 +311,7 @@ def run_command(
         print(f"{name}: {e or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(e, "signum", 2))
 
-# %% ../nbs/07_sampling.ipynb #3e1ce9de
+# %% ../nbs/07_sampling.ipynb #4c24f62b
 def pick_device() -> str:   # "cuda", "mps" or "cpu"
     "The best device there is."
     if torch.cuda.is_available(): return "cuda"
@@ -307,31 +324,38 @@ def sample_command() -> None:
     p.add_argument("checkpoint", help="a run folder (its newest checkpoint) or one step-... folder")
     p.add_argument("--n", type=int, default=64, help="how many pictures (64)")
     p.add_argument("--steps", type=int, default=100, help="steps of the walk, up to T (100)")
-    p.add_argument("--method", choices=["ddpm", "ddim"], default="ddim", help="ancestral sampling or DDIM (ddim)")
+    p.add_argument("--method", choices=["ddpm", "ddim"], default="ddim",
+                   help="ancestral sampling or DDIM (ddim)")
     p.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1 (0)")
-    p.add_argument("--variance", choices=["beta_tilde", "beta"], default="beta_tilde", help="ddpm's variance (beta_tilde)")
-    p.add_argument("--seed", type=int, default=0, help="picture i depends on the seed and i alone (0)")
-    p.add_argument("--out", default="samples.png", help="a .png: one grid; any other name: a folder of PNGs (samples.png)")
+    p.add_argument("--variance", choices=["beta_tilde", "beta"], default="beta_tilde",
+                   help="ddpm's variance (beta_tilde)")
+    p.add_argument("--seed", type=int, default=0,
+                   help="picture i depends on the seed and i alone (0)")
+    p.add_argument("--out", default="samples.png",
+                   help="a .png: one grid; any other name: a folder of PNGs (samples.png)")
     p.add_argument("--gif", help="also write the reverse walk as a moving grid")
     p.add_argument("--batch-size", type=int, default=64, help="pictures at a time (64)")
-    p.add_argument("--precision", choices=PRECISIONS, default="auto", help="bf16 where the hardware has it (auto)")
+    p.add_argument("--precision", choices=PRECISIONS, default="auto",
+                   help="bf16 where the hardware has it (auto)")
     p.add_argument("--device", default=None, help="cpu, cuda, mps; the best there is by default")
     a = p.parse_args()
     model, scheduler = load_checkpoint(a.checkpoint, a.device or pick_device())
     out = Path(a.out)
-    try: (out.parent if out.suffix == ".png" else out).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"out: cannot write to {out}: {e.strerror}") from None
+    try:
+        (out.parent if out.suffix == ".png" else out).mkdir(parents=True, exist_ok=True)
+        if a.gif: Path(a.gif).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"out: cannot write to {e.filename}: {e.strerror}") from None
     frames, every = [], max(1, a.steps // 40)
     def watch(first, t_prev, x_prev, x0_pred):
         watch.calls += 1
-        if a.gif and first == 0 and (watch.calls % every == 0 or t_prev == 0): frames.append(x_prev.float().cpu())
+        if a.gif and first == 0 and (watch.calls % every == 0 or t_prev == 0):
+            frames.append(x_prev.float().cpu())
     watch.calls = 0
     own = dict(eta=a.eta) if a.method == "ddim" else dict(variance=a.variance)
-    x = sample(model, scheduler, a.n, steps=a.steps, method=a.method, seed=a.seed, batch_size=a.batch_size,
-               precision=a.precision, callback=watch, progress=True, **own)
-    if out.suffix == ".png": save_grid(x, out)
-    else:
-        for i, picture in enumerate(to_pixels(x)): save_picture(picture, out / f"{i:05d}.png")
+    x = sample(model, scheduler, a.n, steps=a.steps, method=a.method, seed=a.seed,
+               batch_size=a.batch_size, precision=a.precision, callback=watch, progress=True, **own)
+    save_grid(x, out) if out.suffix == ".png" else save_pictures(x, out)
     if a.gif: save_gif(frames, a.gif)
     print(out if out.suffix == ".png" else f"{out}: {a.n} pictures", *([a.gif] if a.gif else []))
 
