@@ -64,3 +64,10 @@ TINY = [
 def tiny():
     """Flags of a network that trains in no time on the digits."""
     return TINY
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Shows what tests have measured (record_property), also when workers ran them."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for _, text in report.user_properties:
+            terminalreporter.write_line(text)

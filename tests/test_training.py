@@ -100,7 +100,7 @@ def start(folder, tiny, *more):
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path, tiny, run, signum, code):
-    process = start(tmp_path / "a", tiny, "--max-steps", "1900")
+    process = start(tmp_path / "a", tiny, "--max-steps", "1500")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert (
@@ -138,7 +138,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, tiny, run, signum, code):
 
 def test_kill_and_resume(tmp_path, tiny, run):
     """Killed in the middle of whatever it was doing, several times: each resume starts from a whole checkpoint."""
-    flags = ["--max-steps", "1900", "--save-every", "3", "--keep", "2"]
+    flags = ["--max-steps", "1500", "--save-every", "3", "--keep", "2"]
     process = start(tmp_path / "a", tiny, *flags)
     for wait in (0.0, 0.5, 0.9):
         time.sleep(wait)
