@@ -103,8 +103,8 @@ def errors(self: DiffusionConfig) -> list[str]:   # one text an error
 DIFFUSION_PRESETS = dict(
     digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=1600,
                 warmup_steps=100, decay_start=400, decay_end=1600, ema_decay=0.999, log_every=25, save_every=500),
-    fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=128, max_steps=30_000,
-                       warmup_steps=1000, decay_start=20_000, decay_end=30_000, sample_every=5000),
+    fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=64, max_steps=60_000,
+                       warmup_steps=1000, decay_start=40_000, decay_end=60_000, sample_every=5000),
     cifar10=dict(dataset_name="cifar10", learning_rate=2e-4, batch_size=128, use_augmentation=True,
                  max_steps=800_000, warmup_steps=5000, save_every=5000, sample_every=20_000),
     ffhq128=dict(dataset_name="FFHQ", learning_rate=1e-3, batch_size=16, timesteps_diff=200, num_workers=4,
