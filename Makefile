@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 help:           ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 # GOMP_SPINCOUNT: two threads that wait for each other for a short while only, so that a busy machine does not stall them.
 demo: $(VENV)/.run   ## install, train on digits, sample, show where the pictures are
@@ -13,19 +13,25 @@ demo: $(VENV)/.run   ## install, train on digits, sample, show where the picture
 	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample demo/run --n 64 --steps 250 --method ddpm --out demo/samples.png --gif demo/reverse.gif
 	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
 
-test: $(VENV)/.dev   ## install, and run every check
+test: docs           ## install, and run every check
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: $(VENV)/.dev    ## the book in JupyterLab
 	$(BIN)/jupyter trust nbs/*.ipynb   # so that stored figures and players show before a page is run
-	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+	$(BIN)/jupyter lab --config=tools/lab.py --notebook-dir=. nbs/index.ipynb
+
+docs: $(VENV)/.dev   ## the docs site in _site/; warnings and broken links are errors
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+
+docs-serve: docs     ## the docs site in a browser: http://localhost:8000
+	$(BIN)/python -m http.server --bind localhost --directory _site 8000
 
 bench: $(VENV)/.dev  ## speed and memory beside diffusers
 	$(BIN)/python -m benchmarks.train_step
 
 clean:               ## remove what the other targets made, the installation too
-	rm -rf $(VENV) demo build dist *.egg-info _proc
+	rm -rf $(VENV) demo build dist *.egg-info _proc _site
 
 $(VENV)/.pip:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
@@ -38,7 +44,7 @@ $(VENV)/.run: $(VENV)/.pip settings.ini setup.py pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.pip settings.ini setup.py pyproject.toml
-	$(BIN)/pip install -q -e ".[dev,interop]"
+	$(BIN)/pip install -q -e ".[dev,docs,interop]"
 	touch $@ $(VENV)/.run
 
-.PHONY: help demo test lab bench clean
+.PHONY: help demo test lab docs docs-serve bench clean

@@ -1,0 +1,6 @@
+"""JupyterLab's settings for `make lab`: a saved page is a clean one (nbdev's own hook), so that a diff shows only what changed."""
+
+from nbdev.clean import clean_jupyter
+
+c = get_config()  # noqa: F821
+c.FileContentsManager.pre_save_hook = clean_jupyter
