@@ -1,0 +1,162 @@
+"""The book in JupyterLab: opened, followed by its links, run from the top, saved; and a long cell that is interrupted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from browser import chromium
+from jupyter_client import KernelManager
+from test_pages import outputs, same
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab as `make lab` starts it, over a copy of the book; gives its address and the copy."""
+    for name in ("nbs", "figures", "design_docs"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    flags = [
+        f"--config={ROOT / 'tools' / 'lab.py'}",
+        f"--ServerApp.root_dir={tmp_path}",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.port=0",
+        "--IdentityProvider.token=",
+        "--LabApp.expose_app_in_browser=True",
+    ]
+    quiet = dict(
+        OMP_NUM_THREADS="1",
+        OMP_WAIT_POLICY="PASSIVE",
+        PYTHONWARNINGS="ignore",
+        PYTHONPATH=str(ROOT),
+    )
+    log = tmp_path / "lab.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *flags],
+            stdout=out,
+            stderr=out,
+            cwd=tmp_path,
+            env={**os.environ, **quiet, "JUPYTER_CONFIG_DIR": str(tmp_path / "config")},
+        )
+    try:
+        for _ in range(240):
+            if found := re.search(r"http://(localhost|127\.0\.0\.1):(\d+)/lab", log.read_text()):
+                break
+            time.sleep(0.5)
+        assert found, log.read_text()
+        yield f"http://127.0.0.1:{found[2]}/lab/tree", tmp_path
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+PAGE = "03_embedding.ipynb"
+COUNTS = "jupyterapp.shell.currentWidget.content.widgets.map(c => c.model.sharedModel.execution_count || c.model.type != 'code')"
+
+
+def test_page_in_jupyterlab(lab):
+    address, folder = lab
+    stored = list(outputs(folder / "nbs" / PAGE))
+    before = json.loads((folder / "nbs" / PAGE).read_text(encoding="utf-8"))
+    with chromium() as browser:
+        tab = browser.new_page(viewport=dict(width=1300, height=1000))
+        tab.goto(f"{address}/nbs/index.ipynb?reset")
+        tab.locator(".jp-RenderedMarkdown a", has_text="03 Embedding").first.click(timeout=60_000)
+        tab.wait_for_function(
+            f"jupyterapp.shell.currentWidget?.context?.path == 'nbs/{PAGE}'", timeout=60_000
+        )
+        tab.wait_for_function(
+            "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
+            timeout=60_000,
+        )
+        tab.evaluate("void jupyterapp.commands.execute('runmenu:restart-and-run-all')")
+        tab.locator(".jp-Dialog .jp-mod-accept").click()
+        runs = [
+            c for c in before["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()
+        ]
+        tab.wait_for_function(
+            f"{COUNTS}.filter(x => x && x !== true).length == {len(runs)}", timeout=120_000
+        )
+        tab.wait_for_function(
+            "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'",
+            timeout=60_000,
+        )
+        tab.evaluate("jupyterapp.commands.execute('docmanager:save')")
+        tab.wait_for_function("!jupyterapp.shell.currentWidget.context.model.dirty", timeout=30_000)
+        tab.screenshot(path=folder / "lab.png")
+    after = json.loads((folder / "nbs" / PAGE).read_text(encoding="utf-8"))
+    blank = [
+        i for i, c in enumerate(after["cells"]) if "#| eval: false" in "".join(c["source"])
+    ]  # the exercises: unsolved
+    for i, ((source, was), (_, now)) in enumerate(
+        zip(stored, outputs(folder / "nbs" / PAGE), strict=True)
+    ):
+        if i not in blank:
+            assert same(now, was), f"{source}\nstored: {was}\nnow: {now}"
+            assert not any(
+                o["output_type"] == "error" for o in after["cells"][i].get("outputs", [])
+            ), source
+    for c, d in zip(
+        before["cells"], after["cells"], strict=True
+    ):  # saved clean: nothing but outputs may differ
+        assert {k: v for k, v in c.items() if k != "outputs"} == {
+            k: v for k, v in d.items() if k != "outputs"
+        }
+    assert before["metadata"] == after["metadata"]
+
+
+LONG = """
+import tempfile
+from ddpm_nb.train import DiffusionConfig, ModelConfig, train_diffusion
+out = tempfile.mkdtemp()
+config = DiffusionConfig(out_dir=out, max_steps=100_000, save_every=10, log_every=5, precision="float32")
+train_diffusion(config, ModelConfig(4, (1, 2), (1,), 16, channels=1))
+"""
+
+
+def test_an_interrupted_cell_leaves_the_kernel_usable(tmp_path):
+    manager = KernelManager()
+    manager.start_kernel(
+        cwd=str(tmp_path), env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    )
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        job = client.execute(LONG)
+        shown, deadline = "", time.time() + 120
+        while (
+            not re.search(r"\b[1-9]\d+/100000|\b[1-9]\d+/100,000", shown) and time.time() < deadline
+        ):
+            message = client.get_iopub_msg(timeout=120)
+            assert message["msg_type"] != "error", message["content"]
+            shown += message["content"].get("text", "") if message["msg_type"] == "stream" else ""
+        assert time.time() < deadline, f"no progress shown: {shown[-300:]}"
+        manager.interrupt_kernel()
+        while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != job:
+            pass
+        assert reply["content"]["ename"] == "TrainingStopped", reply[
+            "content"
+        ]  # a stop that has been saved
+        check = "from ddpm_nb.sample import load_checkpoint, sample; m, s = load_checkpoint(out); print(sample(m, s, 2, steps=3).shape)"
+        seen = []
+        client.execute_interactive(check, timeout=60, output_hook=seen.append)
+        said = "".join(m["content"].get("text", "") for m in seen if m["msg_type"] == "stream")
+        assert "[2, 1, 8, 8]" in said, (
+            said,
+            [m["content"] for m in seen if m["msg_type"] == "error"],
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
