@@ -58,8 +58,8 @@ def check_model_range(
         raise ValueError(f"{name}: expected pixels in [-1, 1]; got {low:.4g} to {high:.4g} "
                          f"(to_model_range brings bytes there)")
     if low >= 0:
-        raise ValueError(f"{name}: expected pixels in [-1, 1], some below 0; got {low:.4g} to {high:.4g}, "
-                         f"which looks like [0, 1]: use 2 * x - 1")
+        raise ValueError(f"{name}: expected pixels in [-1, 1], some below 0; got {low:.4g} to "
+                         f"{high:.4g}, which looks like [0, 1]: use 2 * x - 1")
 
 # %% ../nbs/06_data.ipynb #5a43ed8e
 class PictureData(Dataset):
@@ -129,8 +129,9 @@ def mnist_pictures(
         try: getattr(torchvision.datasets, kind)(root, download=True)
         except Exception as e:
             raise ValueError(
-                f"{name}: found no IDX files in {', '.join(map(str, folders))}, and the download failed "
-                f"({' '.join(str(e).split())}); put train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz into data_dir"
+                f"{name}: found no IDX files in {', '.join(map(str, folders))}, and the download "
+                f"failed ({' '.join(str(e).split())}); put train-images-idx3-ubyte.gz and "
+                f"t10k-images-idx3-ubyte.gz into data_dir"
                 + ", or apt-get install dataset-fashion-mnist" * (kind == "FashionMNIST")) from None
     return torch.cat([read_idx(f) for f in files()]).unsqueeze(1)   # (n, 1, 28, 28)
 
@@ -153,8 +154,9 @@ def cifar10_pictures(
             try: data = torchvision.datasets.CIFAR10(root, train=train, download=True).data
             except Exception as e:
                 raise ValueError(
-                    f"cifar10: found no batch files in {root}, and the download failed ({' '.join(str(e).split())}); "
-                    f"unpack cifar-10-binary.tar.gz or cifar-10-python.tar.gz into data_dir") from None
+                    f"cifar10: found no batch files in {root}, and the download failed "
+                    f"({' '.join(str(e).split())}); unpack cifar-10-binary.tar.gz or "
+                    f"cifar-10-python.tar.gz into data_dir") from None
             out.append(data.transpose(0, 3, 1, 2))                                # (n, 3, 32, 32)
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(out)))
 
@@ -236,7 +238,8 @@ class PictureFolder(PictureData):
         self.num_levels, self.in_memory, self.skipped = 256, False, {}
         names = picture_files(folder)
         if not names:
-            raise ValueError(f"{self.name}: expected pictures ({' '.join(SUFFIXES)}); {folder} holds none")
+            raise ValueError(f"{self.name}: expected pictures ({' '.join(SUFFIXES)}); "
+                             f"{folder} holds none")
         headers = {f: picture_header(Path(folder, f)) for f in names}
         self.skip({f: why for f, why in headers.items() if isinstance(why, str)})
         self.files = [f for f in names if f not in self.skipped]
@@ -252,13 +255,15 @@ class PictureFolder(PictureData):
         if size is None and len(set(sizes.values())) > 1:
             some = sorted((s, f) for f, s in sizes.items())
             shown = [f"{f} is {h} x {w}" for (h, w), f in (some[0], some[-1])]
-            raise ValueError(f"size: must be given, the pictures in {self.name} differ: {', '.join(shown)}")
+            raise ValueError(f"size: must be given, the pictures in {self.name} differ: "
+                             f"{', '.join(shown)}")
         h, w = next(iter(sizes.values())) if size is None else as_size(size)
         small = [f for f, s in sizes.items() if s[0] < h or s[1] < w]
         if small:
             first = "{} x {}".format(*sizes[small[0]])
-            raise ValueError(f"size: {len(small)} of {len(sizes)} pictures in {self.name} are too small for "
-                             f"{h} x {w}, {small[0]} ({first}) for one: ask for less, or take them out")
+            raise ValueError(f"size: {len(small)} of {len(sizes)} pictures in {self.name} are too "
+                             f"small for {h} x {w}, {small[0]} ({first}) for one: ask for less, "
+                             f"or take them out")
         return h, w
 
     def __len__(self): return len(self.files)
@@ -269,7 +274,9 @@ class PictureFolder(PictureData):
         new = {f: why for f, why in bad.items() if f not in self.skipped}
         self.skipped.update(new)
         shown = [*list(new)[:5], "..."] if len(new) > 5 else new
-        if new: warnings.warn(f"{self.name}: skipped {len(new)} that cannot be read: {', '.join(shown)}")
+        if new:
+            warnings.warn(f"{self.name}: skipped {len(new)} that cannot be read: "
+                          f"{', '.join(shown)}")
 
     def read(self,
         i: int,                   # which picture
@@ -316,22 +323,24 @@ def data_folder(
     for place in places:
         if place.is_dir(): return place
     if name == "FFHQ":
-        raise ValueError(f"FFHQ: expected a folder of its pictures as data_dir or ./FFHQ; there is no folder "
-                         f"{places[-1]} (thumbnails128x128 from github.com/NVlabs/ffhq-dataset will do)")
+        raise ValueError(f"FFHQ: expected a folder of its pictures as data_dir or ./FFHQ; there is "
+                         f"no folder {places[-1]} (thumbnails128x128 from "
+                         f"github.com/NVlabs/ffhq-dataset will do)")
     hint = [f" (did you mean {n}?)" for n in difflib.get_close_matches(name.lower(), NAMES, 1, 0.5)]
     raise ValueError(f"name: expected {', '.join(NAMES)} or a folder of pictures; got {name!r}, "
                      f"and there is no folder {places[0]}{''.join(hint)}")
 
 # %% ../nbs/06_data.ipynb #84a6e410
 def load_data(
-    name,                         # one of NAMES, a folder, or pictures `(n, c, h, w)`: bytes, or in [-1, 1]
+    name,                         # one of NAMES, a folder, or pictures `(n, c, h, w)`
     data_dir=None,                # where the data is; left out: ./data, or ./FFHQ
     size=None,                    # `(h, w)`, or one number; left out: what the pictures have
     channels: int | None = None,  # 1 or 3; left out: what the pictures have
     split: str = "train",         # "train", "test" or "all"
 ) -> PictureData:                 # uint8 pictures, by index
     "A data set by name, or a folder of pictures."
-    if split not in SPLITS: raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
     if channels not in (None, 1, 3): raise ValueError(f"channels: expected 1 or 3; got {channels!r}")
     data_dir = Path(data_dir).expanduser() if data_dir else None
     if isinstance(name, Tensor | np.ndarray): data = PictureData(as_bytes(torch.as_tensor(name)))

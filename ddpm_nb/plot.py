@@ -8,6 +8,7 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/plot.html.md"""
 __all__ = ['COLORS', 'KINDS', 'book_style', 'picture_grid', 'picture_strip', 'player', 'Diagram', 'output_shapes']
 
 # %% ../nbs/90_plot.ipynb #601b3647
+import base64
 import io
 import os
 import re
@@ -83,9 +84,18 @@ def player(
     frames: int,          # how many frames
     interval: int = 250,  # milliseconds a frame
     name: str = "player", # unique on the page
+    colors: int = 32,     # each frame's palette: a quarter of the size
 ):                        # -> HTML that plays in JupyterLab (once run) and on the site
     "An animation that plays without a kernel."
     from IPython.display import HTML
+    from PIL import Image
+
+    def fewer_colors(found):
+        frame = Image.open(io.BytesIO(base64.b64decode(found[1].replace("\\\n", "")))).convert("RGB")
+        small = io.BytesIO()
+        frame.quantize(colors, Image.Quantize.FASTOCTREE, dither=0).save(small, "png", optimize=True)
+        return f'"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"'
+
     with plt.rc_context({"figure.constrained_layout.use": False, "animation.html": "jshtml"}):
         html = FuncAnimation(fig, draw, frames=frames, interval=interval).to_jshtml(default_mode="once")
     plt.close(fig)
@@ -95,6 +105,7 @@ def player(
              "fa-fast-forward": "&gt;|"}
     for icon, mark in marks.items():
         html = re.sub(rf'<i class="fa {icon}"></i>', mark, html)
+    html = re.sub(r'"data:image/png;base64,([^"]*)"', fewer_colors, html)
     return HTML(re.sub(r"[0-9a-f]{32}", name, html))
 
 # %% ../nbs/90_plot.ipynb #387701a2

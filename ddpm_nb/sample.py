@@ -179,18 +179,18 @@ def sample(
     device = "cpu" if weight is None else weight.device
     scheduler = make_scheduler(scheduler.config).to(device)
     walk, out = timestep_walk(scheduler.num_timesteps, steps), []
-    bar = tqdm(total=(len(walk) - 1) * n, unit="step", desc="sampling", disable=not progress)
-    for first in range(0, n, batch_size):
-        streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
-        xt = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(device)
-        def after(t_prev, x_prev, x0_pred):
-            bar.update(len(x_prev))
-            if callback: callback(first, t_prev, x_prev, x0_pred)
-        with autocast(device, precision):
-            x0 = samplers[method](model, scheduler, xt, steps, generator=streams, callback=after,
-                                  **kwargs)
-        out.append(x0.float().clamp(-1, 1).cpu())
-    bar.close()
+    every = dict(total=(len(walk) - 1) * n, unit="step", desc="sampling", disable=not progress)
+    with tqdm(**every) as bar:                                   # closed even when interrupted
+        for first in range(0, n, batch_size):
+            streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
+            xt = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(device)
+            def after(t_prev, x_prev, x0_pred):
+                bar.update(len(x_prev))
+                if callback: callback(first, t_prev, x_prev, x0_pred)
+            with autocast(device, precision):
+                x0 = samplers[method](model, scheduler, xt, steps, generator=streams,
+                                      callback=after, **kwargs)
+            out.append(x0.float().clamp(-1, 1).cpu())
     return torch.cat(out)
 
 # %% ../nbs/07_sampling.ipynb #0fabb11c

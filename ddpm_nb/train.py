@@ -78,8 +78,8 @@ class DiffusionConfig:
 
 
 SCHEDULES = dict(linear=LinearNoiseScheduler, cosine=CosineNoiseScheduler)
-LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1, warmup_steps=0,
-             num_workers=0, log_every=1, save_every=1, keep=1, sample_every=0)
+LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1,
+             warmup_steps=0, num_workers=0, log_every=1, save_every=1, keep=1, sample_every=0)
 
 # %% ../nbs/08_training.ipynb #b2b1f002
 @patch
@@ -101,14 +101,16 @@ def errors(self: DiffusionConfig) -> list[str]:   # one text an error
 
 # %% ../nbs/08_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
-    digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64, max_steps=1600,
-                warmup_steps=100, decay_start=400, decay_end=1600, ema_decay=0.999, log_every=25, save_every=500),
-    fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=64, max_steps=60_000,
-                       warmup_steps=1000, decay_start=40_000, decay_end=60_000, sample_every=5000),
+    digits=dict(dataset_name="digits", schedule="cosine", learning_rate=2e-3, batch_size=64,
+                max_steps=1600, warmup_steps=100, decay_start=400, decay_end=1600,
+                ema_decay=0.999, log_every=25, save_every=500),
+    fashion_mnist=dict(dataset_name="fashion_mnist", learning_rate=5e-4, batch_size=64,
+                       max_steps=60_000, warmup_steps=1000, decay_start=40_000,
+                       decay_end=60_000, sample_every=5000),
     cifar10=dict(dataset_name="cifar10", learning_rate=2e-4, batch_size=128, use_augmentation=True,
                  max_steps=800_000, warmup_steps=5000, save_every=5000, sample_every=20_000),
-    ffhq128=dict(dataset_name="FFHQ", learning_rate=1e-3, batch_size=16, timesteps_diff=200, num_workers=4,
-                 sample_every=5000))
+    ffhq128=dict(dataset_name="FFHQ", learning_rate=1e-3, batch_size=16, timesteps_diff=200,
+                 num_workers=4, sample_every=5000))
 
 
 def diffusion_preset(
@@ -211,7 +213,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.scheduler = config.scheduler().to(self.device)
-        torch.manual_seed(config.seed)                       # every process starts from the same weights
+        torch.manual_seed(config.seed)                # every process starts from the same weights
         self.model = UNet(model_config).to(self.device, memory_format=torch.channels_last)
         self.ema = EMA(self.model, config.ema_decay)
         self.log = LossLog(config.timesteps_diff, self.device)
@@ -226,14 +228,15 @@ def step(self: Trainer,
     step: int,          # 1 for the first step
     pictures: Tensor,   # `(b / world, c, h, w)` uint8: this process's slice
 ) -> Tensor:            # the gradient's norm before clipping
-    "One optimiser step (Algorithm 1, lines 2 to 5)."
+    "One optimiser step (Algorithm 1, lines 3 to 5)."
     c, n = self.config, len(pictures)
     draws = step_draws(c.seed, step, c.batch_size, c.timesteps_diff, pictures.shape[1:])
     mine = slice(self.rank * n, (self.rank + 1) * n)
     t, flips, noise = (x[mine].to(self.device, non_blocking=True) for x in draws)
     if c.use_augmentation: pictures = flip(pictures, flips)
     x0 = to_model_range(pictures, self.data.num_levels)
-    torch.manual_seed(stream(c.seed, step).initial_seed() * self.world + self.rank)   # for dropout alone
+    own_seed = stream(c.seed, step).initial_seed() * self.world + self.rank
+    torch.manual_seed(own_seed)                                                 # for dropout alone
     parts = list(zip(*(v.chunk(c.grad_accumulation) for v in (x0, t, noise))))
     for i, (x0_part, t_part, noise_part) in enumerate(parts):
         with nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(self.network):
@@ -318,8 +321,8 @@ def restore(self: Trainer,
     state = self.optimizer.state_dict()
     for i, (name, p) in enumerate(self.model.named_parameters()):
         p.data.copy_(training[f"model/{name}"])
-        moments = {key: torch.empty_like(p).copy_(training[f"{key}/{name}"])     # with p's memory format
-                   for key in ("exp_avg", "exp_avg_sq")}
+        moments = {key: torch.empty_like(p).copy_(training[f"{key}/{name}"])
+                   for key in ("exp_avg", "exp_avg_sq")}              # with p's memory format
         state["state"][i] = dict(step=training[f"step/{name}"], **moments)
     self.optimizer.load_state_dict(state)
     self.log.sums.copy_(training["log"])
@@ -354,7 +357,8 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
-    except OSError as e: raise ValueError(f"out_dir: cannot write to {folder}: {e.strerror}") from None
+    except OSError as e:
+        raise ValueError(f"out_dir: cannot write to {folder}: {e.strerror}") from None
     for left_over in [*folder.glob(".tmp-step-*"), *folder.glob(".old-step-*")]:
         shutil.rmtree(left_over)
     if not resume:
@@ -367,7 +371,8 @@ def open_run(
     if different := differences(config, saved):
         raise ValueError(f"resume: {found} is another run: {'; '.join(different)}")
     if saved["step"] > (steps := config["training"]["max_steps"]):
-        raise ValueError(f"max_steps: expected at least the {saved['step']} steps of {found}; got {steps}")
+        raise ValueError(f"max_steps: expected at least the {saved['step']} steps of {found}; "
+                         f"got {steps}")
     return found
 
 # %% ../nbs/08_training.ipynb #ba8f00ee
@@ -451,15 +456,16 @@ def check_finite(self: Trainer,
     "Stops a run whose loss or gradient is not a number, before it can be saved."
     if torch.isfinite(self.log.sums).all() and torch.isfinite(norm): return
     last = (checkpoints(folder) or ["none"])[-1]
-    raise FloatingPointError(f"loss or gradient not finite at step {step}; last good checkpoint: {last}; try "
-                             f"a lower learning_rate, more warmup_steps, or precision float32")
+    raise FloatingPointError(f"loss or gradient not finite at step {step}; last good checkpoint: "
+                             f"{last}; try a lower learning_rate, more warmup_steps, or "
+                             f"precision float32")
 
 # %% ../nbs/08_training.ipynb #31198cb0
 def train_diffusion(
     diff_config: DiffusionConfig,
     model_config: ModelConfig,
     resume: bool = False,       # go on from the newest checkpoint in out_dir
-    data=None,                  # `(n, c, h, w)` pictures, bytes or in [-1, 1], instead of dataset_name
+    data=None,                  # `(n, c, h, w)` pictures instead of a name: bytes, or in [-1, 1]
     progress: bool = True,      # show a bar
     callback=None,              # `callback(line)` with every line of the log, a dict
 ) -> Path:                      # the last checkpoint
@@ -473,7 +479,7 @@ def train_diffusion(
     if accelerator.is_main_process: open_run(folder, config, resume)
     accelerator.wait_for_everyone()
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), StopSignal() as stop:
+    with torch.random.fork_rng(devices=gpus), StopSignal() as stop:    # both put things back
         run = Trainer(c, model_config, data)
         done = run.restore(find_checkpoint(folder)) if resume else 0
         if accelerator.is_main_process: trim_log(folder / "log.jsonl", done)
@@ -487,8 +493,8 @@ def loop(self: Trainer, done, folder, config, stop, bar, callback) -> Path:   # 
     "The steps from `done` to max_steps, with their log, samples and checkpoints."
     c, began, last_line = self.config, time.perf_counter(), done
     main = self.accelerator.is_main_process
-    for step, pictures in batches(self.data, c.seed, c.batch_size, done, c.max_steps, self.rank, self.world,
-                                  c.num_workers, self.device):
+    for step, pictures in batches(self.data, c.seed, c.batch_size, done, c.max_steps,
+                                  self.rank, self.world, c.num_workers, self.device):
         step += 1                                                        # batches count from 0
         norm = self.step(step, pictures)
         asked, last = stop.agreed(self.accelerator), step == c.max_steps
@@ -516,9 +522,9 @@ def line(self: Trainer,
 ) -> dict:             # a line of the log
     "What the log says of the steps since its last line."
     losses = self.log.line(lambda sums: self.accelerator.reduce(sums, "sum"))
-    return dict(step=step, **losses, learning_rate=learning_rate_at(self.config, step), grad_norm=float(norm),
-                ema_decay=self.ema.decay(step), processes=self.world, pictures_per_second=round(speed, 1),
-                memory=memory_peak(self.device))
+    return dict(step=step, **losses, learning_rate=learning_rate_at(self.config, step),
+                grad_norm=float(norm), ema_decay=self.ema.decay(step), processes=self.world,
+                pictures_per_second=round(speed, 1), memory=memory_peak(self.device))
 
 
 @patch
@@ -534,7 +540,8 @@ def draw(self: Trainer, step, folder) -> None:
     "A grid of 16 samples from the averaged weights, always from the same noise."
     (folder / "samples").mkdir(exist_ok=True)
     steps = min(50, self.config.timesteps_diff)
-    x = sample(self.ema.model, self.scheduler, 16, steps=steps, method="ddim", precision=self.config.precision)
+    x = sample(self.ema.model, self.scheduler, 16, steps=steps, method="ddim",
+               precision=self.config.precision)
     save_grid(x, folder / "samples" / f"step-{step:07d}.png")
 
 # %% ../nbs/08_training.ipynb #5a5b6a29
@@ -550,7 +557,8 @@ def field_flags(
         if typing.get_origin(hint) is tuple: how = dict(type=int_tuple, metavar="N,N,...")
         elif kind is bool: how = dict(action=argparse.BooleanOptionalAction)
         else: how = dict(type=kind, metavar=kind.__name__.upper())
-        parser.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, default=argparse.SUPPRESS, **how)
+        flag = f"--{f.name.replace('_', '-')}"
+        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, **how)
 
 
 def int_tuple(
@@ -565,10 +573,12 @@ def read_config_file(
 ) -> dict:           # field -> value
     "The fields in a config file; unknown ones are an error."
     try: content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise ValueError(f"config: cannot read {path}: {e}") from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f"config: cannot read {path}: {e}") from None
     known = {f.name for c in (DiffusionConfig, ModelConfig) for f in fields(c)}
     flat = {**content, **content.get("training", {}), **content.get("model", {})}
-    for section in ("training", "model", "scheduler", "data", "step", "sha256"): flat.pop(section, None)
+    for section in ("training", "model", "scheduler", "data", "step", "sha256"):
+        flat.pop(section, None)
     if unknown := sorted(flat.keys() - known):
         raise ValueError(f"config: {path} has unknown fields: {', '.join(unknown)}")
     return flat
@@ -585,7 +595,8 @@ def train_command() -> None:
     typed = vars(p.parse_args())
     preset, file, resume = typed.pop("preset"), typed.pop("config"), typed.pop("resume")
     if preset not in DIFFUSION_PRESETS and (preset or not file):
-        raise ValueError(f"preset: expected one of {', '.join(DIFFUSION_PRESETS)}, or --config FILE; got {preset}")
+        raise ValueError(f"preset: expected one of {', '.join(DIFFUSION_PRESETS)}, "
+                         f"or --config FILE; got {preset}")
     given = {**DIFFUSION_PRESETS.get(preset, {}), **PRESETS.get(preset, {})}
     given |= (read_config_file(file) if file else {}) | typed
     of_run = {f.name for f in fields(DiffusionConfig)}

@@ -17,7 +17,9 @@ FLAGS = (
 @contextlib.contextmanager
 def chromium():
     """A browser, or a skipped test that says what is missing."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if not path:
         pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
     api = pytest.importorskip(

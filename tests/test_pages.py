@@ -19,6 +19,7 @@ def outputs(page):
         for out in cell.get("outputs", []):
             data = out.get("data", {})
             text += "".join(out.get("text", ""))
+            text += "".join(data.get("text/markdown", ""))
             text += (
                 "".join(data.get("text/plain", ""))
                 if not any(k.startswith("image/") for k in data)

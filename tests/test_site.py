@@ -193,7 +193,9 @@ def test_players_play(tab, site, page):
         seen.add(tab.evaluate(frame))
     assert len(seen) >= 3 and tab.wrong == []
     tab.set_viewport_size(dict(width=390, height=800))
-    assert tab.locator(".animation img").bounding_box()["width"] <= 390
+    for part in ("img", ".anim-buttons button[title='Increase speed']"):
+        box = tab.locator(f".animation {part}").bounding_box()
+        assert box["x"] + box["width"] <= 390
 
 
 def test_book_reads_from_front_to_back(tab, site):

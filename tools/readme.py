@@ -13,6 +13,7 @@ def readme() -> str:
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown") + "\n"
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text)
+    text = re.sub(r"\]\(#([^)]+)\)", lambda m: f"](#{m[1].lower()})", text)  # GitHub's anchors
     return text.replace("](../", "](")
 
 
