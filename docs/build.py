@@ -1,291 +1,38 @@
 """The docs site: nbdev's processed notebooks, as pages for Sphinx. `python docs/build.py` writes _site/.
 
 1. nbdev runs its directives: symbols become links, each exported definition gets a `show_doc` cell, hidden cells go.
-2. `page` turns such a notebook into one that MyST-NB shows well, and `api_page` lists every public name.
-3. Sphinx makes the site (conf.py, warnings are errors), and `broken_links` follows every link in it.
+2. pages.py turns such a notebook into one that MyST-NB shows well, and lists every public name.
+3. Sphinx makes the site (conf.py; warnings are errors), and `broken_links` follows every link in it.
 """
 
-import ast
 import html
-import importlib
-import inspect
 import json
-import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from uuid import uuid4
 
 import yaml
 from nbdev.serve import proc_nbs
-from nbdev.showdoc import show_doc, showdoc_nm
+from pages import api_page, cell, front_matter, page
 
 import ddpm_nb
-from ddpm_nb._modidx import d as INDEX
 
 ROOT = Path(__file__).parent.parent
 STAGE, SITE = ROOT / "build" / "site", ROOT / "_site"
-REPO = INDEX["settings"]["git_url"]
-HOST = INDEX["settings"]["doc_host"] + INDEX["settings"]["doc_baseurl"] + "/"
-COLAB = REPO.replace("https://github.com", "https://colab.research.google.com/github")
-
-# "ddpm_nb.scheduler.NoiseScheduler.snr" -> "scheduler.html#noisescheduler.snr"; modules and what has no page of its own too
-SYMBOLS = {name: url for table in INDEX["syms"].values() for name, (url, _) in table.items()}
-MODULES = {
-    next(iter(table.values()))[0].split(".html")[0]: module
-    for module, table in INDEX["syms"].items()
-}  # by page
-SYMBOLS |= {module: f"{name}.html" for name, module in MODULES.items()}
 
 
-def short(name):
-    """`NoiseScheduler.snr` of `ddpm_nb.scheduler.NoiseScheduler.snr`."""
-    return ".".join(name.split(".")[2:])
-
-
-def names():
-    """What may stand in backticks -> its URL: full and short names, and methods whose name (with a _ in it) is the only one."""
-    table = dict(SYMBOLS) | {short(n): url for n, url in SYMBOLS.items() if short(n)}
-    last = [n.split(".")[-1] for n in SYMBOLS if n.count(".") == 3]
-    for name, url in SYMBOLS.items():
-        method = name.split(".")[-1]
-        if "_" in method and not method.startswith("_") and last.count(method) == 1:
-            table.setdefault(method, url)
-    return table
-
-
-NAMES = names()
-
-
-def unresolved(name):
-    """Whether a name in backticks claims to be ours and is not: `ddpm_nb.x.y`, or `Class.member` of one of our classes."""
-    if re.fullmatch(r"ddpm_nb(\.\w+)+", name):
-        module, *rest = name.split(".")[1:]
-        try:
-            thing = importlib.import_module(f"ddpm_nb.{module}")
-            for part in rest:
-                thing = getattr(thing, part)
-        except (ImportError, AttributeError):
-            return True
-        return False
-    owner, _, member = name.partition(".")
-    full = next((n for n in SYMBOLS if short(n) == owner), None)
-    if not member or full is None or not re.fullmatch(r"\w+", member):
-        return False
-    cls = getattr(importlib.import_module(".".join(full.split(".")[:2])), owner)
-    return not (hasattr(cls, member) or f"self.{member}" in inspect.getsource(cls))
-
-
-def link_symbols(text, where):
-    """Every name of ours in backticks becomes a link; one that looks like ours and is not is an error."""
-    text = text.replace(f"]({HOST}", "](site:")  # those that nbdev has found
-
-    def link(found):
-        name = found[1].removesuffix("()")
-        if unresolved(name):
-            raise SystemExit(f"{where}: `{found[1]}` is not a name of this package")
-        return f"[`{found[1]}`](site:{NAMES[name]})" if name in NAMES else found[0]
-
-    return re.sub(r"(?<![\[`])`([\w.]+(?:\(\))?)`(?!`)", link, text)
-
-
-def heading_id(words):
-    """Sphinx's id of a heading, from the anchor that JupyterLab and GitHub use (its words joined by -)."""
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-
-
-def markdown(text, files, where):
-    """A cell's Markdown as MyST reads it: links to pages and symbols, callouts."""
-    pieces = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)  # code fences stay as they are
-    for i in range(0, len(pieces), 2):
-        p = link_symbols(pieces[i], where)
-        p = re.sub(
-            r"\]\((\w+\.ipynb)(?:#([^)]+))?\)",
-            lambda m: (
-                f"](site:{files[m[1]]}.html{'#' + heading_id(m[2]) if m[2] else ''})"
-                if m[1] in files
-                else m[0]
-            ),
-            p,
-        )
-        p = re.sub(
-            r"\]\(#([^)]+)\)", lambda m: f"](site:{files[where]}.html#{heading_id(m[1])})", p
-        )
-        p = p.replace("](../figures/", "](figures/").replace("](../design_docs/", "](design_docs/")
-        p = re.sub(r"\]\(\.\./([\w./]+)\)", rf"]({REPO}/blob/main/\1)", p)
-        p = re.sub(
-            r"^\$\$(.+?)\$\$", r"\n$$\n\1\n$$\n\n", p, flags=re.M | re.S
-        )  # a formula is its own paragraph
-        pieces[i] = re.sub(
-            r"^> \*\*(Note|Tip|Warning):\*\* ((?:.*\n?(?:^> ?.*\n?)*))",
-            lambda m: (
-                f":::{{{m[1].lower()}}}\n{re.sub(r'^> ?', '', m[2], flags=re.M).strip()}\n:::\n"
-            ),
-            p,
-            flags=re.M,
-        )
-    return "".join(pieces)
-
-
-def directives(source):
-    """A code cell's `#| key: value` lines as a dict, and the rest of it."""
-    lines = source.splitlines(keepends=True)
-    found = dict(
-        re.match(r"#\|\s*([\w-]+):?\s*(.*)", s).groups() for s in lines if s.startswith("#|")
-    )
-    return found, "".join(s for s in lines if not s.startswith("#|")).strip("\n")
-
-
-def symbol_heading(shown, with_signature, elsewhere=()):
-    """What `show_doc` gave, as a heading with the anchors that links use (of its methods too, but for those with a heading
-    elsewhere on the page); signature and docstring where no source follows."""
-    name = re.search(r"^### (\S+)", shown, re.M)[1].replace("\\", "")
-    code = re.search(r"^\[source\]\((.*?)\)", shown, re.M)[1]
-    signature = re.search(r"^```python\n.*?^```", shown, re.M | re.S)[0]
-    said = shown[shown.index(signature) + len(signature) :].strip()
-    inner = [
-        short(n) for n in SYMBOLS if short(n).startswith(name + ".") and short(n) not in elsewhere
-    ]
-    anchors = "".join(f'<a id="{n.lower()}"></a>' for n in (name, *inner))
-    parts = [f"### `{name}`", f"{{.symbol}}\n{anchors}[source]({code})"]
-    if with_signature:
-        parts += [re.sub(r"__main__\.|torch\.(?=Tensor)", "", signature), said]
-    return "\n\n".join(parts)
-
-
-def cell(kind, source, **metadata):
-    extra = dict(outputs=[], execution_count=None) if kind == "code" else {}
-    return dict(cell_type=kind, id=uuid4().hex[:8], source=source, metadata=metadata, **extra)
-
-
-def head(title, said, file, module):
-    """Title, one line, and the ways to run the page."""
-    links = [f"[Notebook](site:nbs/{file})", f"[Open in Colab]({COLAB}/blob/main/nbs/{file})"]
-    links += [f"[`{module}`]({REPO}/blob/main/{module.replace('.', '/')}.py)"] if module else []
-    return f"# {title}\n\n*{said}*\n\n{{.page-links}}\n{' · '.join(links)}"
-
-
-def page(nb, file, files):
-    """One processed notebook as a notebook for MyST-NB."""
-    front = yaml.safe_load("".join(nb["cells"][0]["source"]).strip().strip("-"))
-    module = MODULES.get(files[file])
-    cells = [cell("markdown", head(front["title"], front["description"], file, module))]
-    shown = {}  # symbol -> what show_doc says of it, until its source comes along
-    for c in nb["cells"][1:]:
-        for out in c.get("outputs", []):
-            text = "".join(out.get("data", {}).get("text/markdown", ""))
-            if text and "show_doc(" in "".join(c["source"]):
-                shown[re.search(r"show_doc\((.*)\)", "".join(c["source"]))[1]] = text
-    for c in nb["cells"][1:]:
-        source = "".join(c["source"])
-        if c["cell_type"] == "markdown":
-            if not source.startswith("<!-- WARNING"):
-                cells.append(cell("markdown", markdown(source, files, file)))
-            continue
-        flags, source = directives(source)
-        if (
-            "show_doc(" in source
-        ):  # of a cell that is not shown: here; of one that is: before its source
-            name = re.search(r"show_doc\((.*)\)", source)[1]
-            if not any(
-                "exports" in directives("".join(o["source"]))[0] and name in defined(o)
-                for o in nb["cells"]
-            ):
-                cells.append(cell("markdown", symbol_heading(shown[name], True, shown)))
-            continue
-        if "exports" in flags:
-            for name in defined(c):
-                cells.append(cell("markdown", symbol_heading(shown[name], False, shown)))
-        new = cell("code", source, tags=c["metadata"].get("tags", []))
-        if flags.get("echo") == "false":
-            new["metadata"]["tags"] += ["remove-input"]
-        if "fig-alt" in flags:
-            new["metadata"]["mystnb"] = dict(image=dict(alt=flags["fig-alt"].strip('"')))
-            for out in c["outputs"]:  # a player's frames
-                if "text/html" in out.get("data", {}):
-                    text = "".join(out["data"]["text/html"])
-                    out["data"]["text/html"] = text.replace(
-                        "<img id=", f"<img alt={flags['fig-alt']} id="
-                    )
-        cells.append(new | dict(outputs=c.get("outputs", [])))
-    return dict(
-        cells=cells,
-        metadata=dict(kernelspec=nb["metadata"]["kernelspec"]),
-        nbformat=4,
-        nbformat_minor=5,
-    )
-
-
-def defined(c):
-    """The functions and classes of a code cell, patched methods as Class.method."""
-    if c["cell_type"] != "code":
-        return []
-    try:
-        body = ast.parse("".join(c["source"])).body
-    except SyntaxError:
-        return []
-    return [showdoc_nm(o) for o in body if isinstance(o, ast.FunctionDef | ast.ClassDef)]
-
-
-def api_page(order, files):
-    """Every public name: signature with shapes, what it does, where it is derived, its source."""
-    text = [
-        "# All public names",
-        "Each name leads to the page that derives it; signatures give shapes and units.",
-    ]
-    for file in order:
-        if files[file] not in MODULES:
-            continue
-        module = importlib.import_module(MODULES[files[file]])
-        text += [
-            f"## {module.__name__}",
-            module.__doc__.split("\n")[0],
-            f"Page: [{file[:-6]}](site:{files[file]}.html)",
-        ]
-        own = [
-            n
-            for n in SYMBOLS
-            if n.startswith(module.__name__ + ".") and n.count(".") == 3 and "._" not in n
-        ]
-        for name in [*module.__all__, *(short(n) for n in own)]:
-            owner, _, method = name.partition(".")
-            thing = getattr(module, owner)
-            thing = inspect.getattr_static(thing, method) if method else thing
-            thing = thing.__func__ if isinstance(thing, classmethod | staticmethod) else thing
-            thing = thing.fget if isinstance(thing, property) else thing
-            if not callable(thing):
-                text += [
-                    f"### `{name}`",
-                    f"```text\n{thing!r}\n```" if len(repr(thing)) < 300 else "",
-                ]
-                continue
-            full = f"{module.__name__}.{name}"
-            shown = show_doc(thing, name=name)._repr_markdown_()
-            body = symbol_heading(shown, True).split("\n\n")
-            body[1] = re.sub('<a id="[^"]*"></a>', "", body[1])
-            source = inspect.getsource(thing)
-            text += [
-                body[0],
-                f"[derived here](site:{SYMBOLS[full]})" if full in SYMBOLS else "",
-                *body[1:],
-            ]
-            text += [f"<details><summary>Source</summary>\n\n```python\n{source}```\n\n</details>"]
-    return "\n\n".join(t for t in text if t)
-
-
-def toctrees(contents, files):
-    """The sidebar's order as Sphinx's hidden tables of contents."""
+def toctrees(sections, files, titles):
+    """The sidebar as Sphinx's hidden tables of contents."""
     text = ""
-    for part in contents[1:]:
-        pages = [files[f] for f in part["contents"] if f in files] + (
-            ["api"] if part["section"] == "At hand" else []
-        )
+    for section in sections:
+        lines = [f"{f[:2]} {titles[f]} <{files[f]}>" for f in section["contents"]]
+        lines += ["api"] if section is sections[-1] else []
         text += (
-            f"```{{toctree}}\n:hidden:\n:caption: {part['section']}\n\n"
-            + "\n".join(pages)
+            f"```{{toctree}}\n:hidden:\n:caption: {section['section']}\n\n"
+            + "\n".join(lines)
             + "\n```\n\n"
         )
     return text
@@ -296,31 +43,27 @@ def stage():
     shutil.rmtree(STAGE, ignore_errors=True)
     STAGE.mkdir(parents=True)
     processed = proc_nbs(str(ROOT / "nbs"), force=True, n_workers=0)
-    contents = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text())["website"]["sidebar"][
-        "contents"
-    ]
-    order = [contents[0]] + [f for part in contents[1:] for f in part["contents"]]
-    missing = {p.name for p in (ROOT / "nbs").glob("*.ipynb")} ^ set(order)
-    if missing:
-        raise SystemExit(
-            f"nbs/sidebar.yml and the pages in nbs/ differ: {', '.join(sorted(missing))}"
-        )
+    sidebar = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text())["website"]["sidebar"]
+    first, *sections = sidebar["contents"]
+    order = [first] + [f for section in sections for f in section["contents"]]
+    if differ := {p.name for p in (ROOT / "nbs").glob("*.ipynb")} ^ set(order):
+        sys.exit(f"nbs/sidebar.yml and the pages in nbs/ differ: {', '.join(sorted(differ))}")
     notebooks = {f: json.loads((processed / f).read_text(encoding="utf-8")) for f in order}
-    files = {}
-    for f, nb in notebooks.items():  # the pages are named as nbdev names them: by their module
-        front = yaml.safe_load("".join(nb["cells"][0]["source"]).strip().strip("-"))
-        files[f] = front.get("output-file", f.replace("ipynb", "html"))[:-5]
+    fronts = {f: front_matter(nb) for f, nb in notebooks.items()}
+    files = {
+        f: front.get("output-file", f.replace("ipynb", "html"))[:-5] for f, front in fronts.items()
+    }
     for f, nb in notebooks.items():
         new = page(nb, f, files)
-        if f == "index.ipynb":
-            new["cells"].append(cell("markdown", toctrees(contents, files)))
+        if f == first:
+            titles = {f: front["title"] for f, front in fronts.items()}
+            new["cells"].append(cell("markdown", toctrees(sections, files, titles)))
         (STAGE / f"{files[f]}.ipynb").write_text(json.dumps(new), encoding="utf-8")
     (STAGE / "api.md").write_text(api_page(order, files), encoding="utf-8")
     for folder in ("figures", "design_docs"):
         shutil.copytree(ROOT / folder, STAGE / folder)
-    shutil.copytree(
-        ROOT / "nbs", STAGE / "extra" / "nbs", ignore=shutil.ignore_patterns(".*", "*.yml", "*.css")
-    )
+    not_pages = shutil.ignore_patterns(".*", "*.yml", "*.css")
+    shutil.copytree(ROOT / "nbs", STAGE / "extra" / "nbs", ignore=not_pages)
 
 
 class Links(HTMLParser):

@@ -73,7 +73,7 @@ owners = m.packages_distributions()
 allowed = lambda top: top not in owners or any(re.sub("[-_.]+", "-", d).lower() in seen for d in owners[top])
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if not allowed(name.split(".")[0]): raise ImportError(f"{name} is not a run-time requirement")
+        if not allowed(name.split(".")[0]): raise ModuleNotFoundError(f"{name} is not a run-time requirement", name=name)
 sys.meta_path.insert(0, Block())
 """
 

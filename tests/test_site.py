@@ -1,7 +1,6 @@
 """The docs site, as `make docs` left it in _site/: read in a real browser, wide and narrow, light and dark."""
 
 import importlib
-import importlib.util
 import json
 import re
 import tempfile
@@ -22,10 +21,13 @@ WIDTHS = {"wide": 1300, "phone": 390}
 @pytest.fixture(scope="module")
 def build():
     """docs/build.py as a module."""
-    spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("build")
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """docs/pages.py as a module."""
+    return importlib.import_module("pages")
 
 
 @pytest.fixture(scope="module")
@@ -234,11 +236,11 @@ def test_links_are_followed(build, tmp_path):
     assert build.broken_links(tmp_path) == ["a.html: b.html#z", "b.html: c.html", "b.html: no.png"]
 
 
-def test_symbols_are_linked_or_refused(build):
+def test_symbols_are_linked_or_refused(pages):
     url = "site:scheduler.html#noisescheduler.add_noise"
-    assert build.link_symbols("as `add_noise` does", "p") == f"as [`add_noise`]({url}) does"
+    assert pages.link_symbols("as `add_noise` does", "p") == f"as [`add_noise`]({url}) does"
     assert (
-        build.link_symbols("as `NoiseScheduler.add_noise()` does", "p")
+        pages.link_symbols("as `NoiseScheduler.add_noise()` does", "p")
         == f"as [`NoiseScheduler.add_noise()`]({url}) does"
     )
     for plain in (
@@ -248,26 +250,33 @@ def test_symbols_are_linked_or_refused(build):
         "`NoiseScheduler.alpha_cumprod`",
         "[`add_noise`](elsewhere)",
     ):
-        assert build.link_symbols(plain, "p") == plain
+        assert pages.link_symbols(plain, "p") == plain
     for wrong in ("`ddpm_nb.nothing`", "`ddpm_nb.scheduler.Nothing`", "`NoiseScheduler.add_nose`"):
         with pytest.raises(SystemExit, match="not a name of this package"):
-            build.link_symbols(wrong, "p")
+            pages.link_symbols(wrong, "p")
 
 
-def test_markdown_for_the_site(build):
+def test_markdown_for_the_site(pages):
     files = {"01_scheduler.ipynb": "scheduler", "p": "page"}
-    text = build.markdown(
+    text = pages.markdown(
         "See [it](01_scheduler.ipynb#One-reverse-step).\n\n> **Tip:** two\n> lines\n\n```\n`add_noise`\n```",
         files,
         "p",
     )
     assert "[it](site:scheduler.html#one-reverse-step)" in text
-    assert "[there](site:page.html#all-alike)" in build.markdown("[there](#All-alike)", files, "p")
+    assert "[there](site:page.html#all-alike)" in pages.markdown("[there](#All-alike)", files, "p")
     assert ":::{tip}\ntwo\nlines\n:::" in text
     assert "```\n`add_noise`\n```" in text
-    assert "\n\n$$\nx\n$$\n\n" in build.markdown("it is\n$$x$$\nthen", files, "p")
+    assert "\n\n$$\nx\n$$\n\n" in pages.markdown("it is\n$$x$$\nthen", files, "p")
 
 
-def test_notebooks_of_the_site_are_the_books(build):
+def test_text_for_quarto():
+    text = importlib.import_module("quarto").for_quarto(
+        "![a](../figures/b.png)\n\n> **Note:** one\n> two\n\nthen"
+    )
+    assert text == "![a](figures/b.png)\n\n::: {.callout-note}\none\ntwo\n:::\n\nthen"
+
+
+def test_notebooks_of_the_site_are_the_books():
     for p in (ROOT / "nbs").glob("*.ipynb"):
         assert json.loads((SITE / "nbs" / p.name).read_text()) == json.loads(p.read_text()), p.name
