@@ -1,6 +1,7 @@
 """What the tests share: the project's folder, and commands run as a user runs them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,17 @@ def run():
         return done
 
     return run
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A copy of the book, so that running a page changes nothing."""
+    for name in ("nbs", "figures", "design_docs"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
 
 
 TINY = [

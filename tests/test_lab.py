@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,13 +17,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def lab(tmp_path):
+def lab(book, tmp_path):
     """JupyterLab as `make lab` starts it, over a copy of the book; gives its address and the copy."""
-    for name in ("nbs", "figures", "design_docs"):
-        shutil.copytree(
-            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints")
-        )
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     flags = [
         f"--config={ROOT / 'tools' / 'lab.py'}",
         f"--ServerApp.root_dir={tmp_path}",

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -39,17 +38,6 @@ def same(a, b, rtol=0.05, atol=0.05):
 def test_same_can_tell():
     assert same("loss 0.123 at 5", "loss 0.124 at 5") and same("1e-10", "3e-10")
     assert not same("loss 0.1", "gain 0.1") and not same("variance 0.99", "variance 0.85")
-
-
-@pytest.fixture
-def book(tmp_path):
-    """A copy of the book, so that running a page changes nothing."""
-    for name in ("nbs", "figures", "design_docs"):
-        shutil.copytree(
-            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints")
-        )
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize("page", PAGES)
