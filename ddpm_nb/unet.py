@@ -21,7 +21,7 @@ from .embedding import TimeEmbedding
 # %% ../nbs/05_unet.ipynb #4fd3b208
 @dataclass
 class ModelConfig:
-    "The shape of a UNet: level i, from 0 at full resolution, has pictures of picture_size / 2**i."
+    "The shape of a UNet: level i, from 0 at full resolution, has pictures of `picture_size / 2**i`."
     lowest_resolution_size: int            # height and width at the last level
     dim_multiply: tuple[int, ...]          # width of each level, in units of base_dim
     transformer_layers: tuple[int, ...]    # levels with self-attention (the middle always has it)
