@@ -52,6 +52,7 @@ def symptoms(
 ) -> list[str]:        # keys of SYMPTOMS; empty if nothing is wrong
     "What is wrong with the pictures, in a word or two."
     if not torch.isfinite(samples).all() or samples.max() < -0.9: return ["black"]
+    if samples.std() < 0.05 * data.std(): return ["grey"]                              # one flat colour
     if neighbours(samples) < 0.3 * neighbours(data): return ["only noise"]
     at_limit = lambda x: (x.abs() >= 0.999).float().mean()
     if at_limit(samples) > at_limit(data) + 0.2: return ["burnt"]

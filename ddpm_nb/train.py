@@ -362,7 +362,7 @@ def open_run(
     for left_over in [*folder.glob(".tmp-step-*"), *folder.glob(".old-step-*")]:
         shutil.rmtree(left_over)
     if not resume:
-        if checkpoints(folder) or (folder / "log.jsonl").exists():
+        if checkpoints(folder):
             raise ValueError(f"out_dir: {folder} already holds a run: go on with it (resume), "
                              f"or choose another folder")
         return None

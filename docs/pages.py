@@ -188,6 +188,19 @@ def page(nb, file, files):
             for name in defined(c):
                 cells.append(cell("markdown", symbol_heading(shown[name], False, shown)))
         new = cell("code", source, tags=c["metadata"].get("tags", []))
+        if (
+            "grade_" in source and "hide-input" in new["metadata"]["tags"]
+        ):  # an exercise's folded cells
+            grader = "def grade_" in source
+            new["metadata"]["tags"] = ["hide-input" if grader else "hide-cell"]
+            new["metadata"]["mystnb"] = dict(
+                code_prompt_show="The grader" if grader else "A solution"
+            )
+        for out in c.get("outputs", []):
+            if "text/markdown" in out.get("data", {}):
+                out["data"]["text/markdown"] = markdown(
+                    "".join(out["data"]["text/markdown"]), files, file
+                )
         if flags.get("echo") == "false":
             new["metadata"]["tags"] += ["remove-input"]
         if "fig-alt" in flags:
@@ -251,7 +264,8 @@ def api_page(order, files):
                 ]
                 continue
             full = f"{module.__name__}.{name}"
-            shown = show_doc(thing, name=name)._repr_markdown_()
+            line = inspect.getsourcelines(thing)[1]
+            shown = show_doc(thing, name=name)._repr_markdown_().replace("#LNone", f"#L{line}")
             body = symbol_heading(shown, True).split("\n\n")
             body[1] = re.sub('<a id="[^"]*"></a>', "", body[1])
             source = inspect.getsource(thing)

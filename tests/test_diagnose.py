@@ -311,3 +311,9 @@ def test_config_of_the_page_is_plain_json(sound):
     """What `diagnose` reads of a checkpoint is there under these names."""
     config = json.loads((find_checkpoint(sound) / "config.json").read_text())
     assert {"step", "data", "training"} <= config.keys() and "ema_decay" in config["training"]
+
+
+def test_one_flat_colour_is_grey_and_not_noise():
+    data = torch.randn(64, 1, 8, 8).cumsum(-1).clamp(-1, 1)
+    assert symptoms(torch.zeros(16, 1, 8, 8), data) == ["grey"]
+    assert symptoms(torch.ones(16, 1, 8, 8), data) == ["grey"]

@@ -238,3 +238,22 @@ def test_keep_and_samples(tmp_path, tiny, run):
     ]
     model, scheduler = load_checkpoint(tmp_path / "a")
     assert model.config.base_dim == 16 and scheduler.num_timesteps == 100
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_start_again(tmp_path):
+    from ddpm_nb.train import DiffusionConfig, ModelConfig, train_diffusion
+
+    model = ModelConfig(4, (1, 2), (1,), 16, channels=1)
+    config = DiffusionConfig(
+        out_dir=str(tmp_path / "run"), max_steps=2, batch_size=8, log_every=1, precision="float32"
+    )
+
+    def out_of_memory(line):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_diffusion(config, model, callback=out_of_memory, progress=False)
+    assert (tmp_path / "run" / "log.jsonl").exists() and not checkpoints(tmp_path / "run")
+    assert train_diffusion(config, model, progress=False).name == "step-0000002"
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_diffusion(config, model, progress=False)
