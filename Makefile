@@ -44,7 +44,7 @@ $(VENV)/.run: $(VENV)/.pip settings.ini setup.py pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.pip settings.ini setup.py pyproject.toml
-	$(BIN)/pip install -q -e ".[dev,docs,interop]"
+	$(BIN)/pip install -q -e ".[dev,docs,evaluate,interop]"
 	touch $@ $(VENV)/.run
 
 .PHONY: help demo test lab docs docs-serve bench clean

@@ -6,9 +6,10 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'NAMES', 'SPLITS', 'to_model_range', 'to_pixels', 'check_model_range', 'PictureData', 'digits_pictures',
-           'read_idx', 'mnist_pictures', 'cifar10_pictures', 'plain_picture', 'resize_crop', 'picture_files',
-           'picture_header', 'as_size', 'PictureFolder', 'split_folder', 'data_folder', 'load_data', 'as_bytes', 'flip',
-           'epoch_order', 'batch_indices', 'Reads', 'memory_batches', 'folder_batches', 'batches']
+           'digits_split', 'read_idx', 'mnist_files', 'mnist_pictures', 'cifar10_pictures', 'plain_picture',
+           'resize_crop', 'picture_files', 'picture_header', 'as_size', 'PictureFolder', 'split_folder', 'data_folder',
+           'load_data', 'load_labels', 'as_bytes', 'flip', 'epoch_order', 'batch_indices', 'Reads', 'memory_batches',
+           'folder_batches', 'batches']
 
 # %% ../nbs/06_data.ipynb #42a07cf8
 import difflib
@@ -75,6 +76,7 @@ class PictureData(Dataset):
         self.pictures, self.name, self.num_levels = pictures, name, num_levels
         self.channels, self.size = pictures.shape[1], tuple(pictures.shape[2:])
         self.in_memory, self.skipped = True, {}   # skipped: unreadable file -> why
+        self.inexact = ""   # why these are not the pictures that were given, if they are not
 
     def __len__(self): return len(self.pictures)
 
@@ -91,8 +93,15 @@ def digits_pictures(
 ) -> Tensor:        # `(n, 1, 8, 8)` uint8, levels 0..16
     "scikit-learn's digits, split by a fixed permutation."
     scans = torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)   # (1797, 1, 8, 8)
-    order = np.random.RandomState(0).permutation(len(scans))   # a stream that NumPy has frozen
-    return scans[dict(train=order[:1500], test=order[1500:], all=slice(None))[split]]
+    return scans[digits_split(split)]
+
+
+def digits_split(
+    split: str,     # "train", "test" or "all"
+):                  # -> indices into scikit-learn's arrays
+    "Which of the 1,797 scans a split holds."
+    order = np.random.RandomState(0).permutation(1797)         # a stream that NumPy has frozen
+    return dict(train=order[:1500], test=order[1500:], all=slice(None))[split]
 
 # %% ../nbs/06_data.ipynb #9bade7a6
 def read_idx(
@@ -110,30 +119,36 @@ def read_idx(
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
 
 # %% ../nbs/06_data.ipynb #0a0447ce
-def mnist_pictures(
+def mnist_files(
     name: str,              # "mnist" or "fashion_mnist"
     data_dir: Path | None,  # holds the IDX files, or FashionMNIST/raw; left out: ./data
     split: str,             # "train" (60,000), "test" (10,000) or "all"
-) -> Tensor:                # `(n, 1, 28, 28)` uint8
+    what: str,              # "images" or "labels"
+) -> Tensor:                # what the files hold, one after the other
     "From IDX files that are there; else torchvision downloads them."
     kind, package = dict(mnist="MNIST", fashion_mnist="FashionMNIST")[name], name.replace("_", "-")
     root = data_dir or Path("data")
     folders = [root / kind / "raw", root / package, Path("/usr/share/datasets") / package]
     if data_dir: folders = [data_dir, *folders]   # not in ./data: both sets use the same file names
     parts = dict(train=["train"], test=["t10k"], all=["train", "t10k"])[split]
+    wanted = [f"{p}-{what}-idx{dict(images=3, labels=1)[what]}-ubyte.gz" for p in parts]
     def files():
         for folder in folders:
-            found = [sorted(folder.glob(f"{part}-images?idx3-ubyte*")) for part in parts]
+            found = [sorted(folder.glob(f"{part}-{what}?idx?-ubyte*")) for part in parts]
             if all(found): return [f[0] for f in found]
     if not files():
         try: getattr(torchvision.datasets, kind)(root, download=True)
         except Exception as e:
             raise ValueError(
                 f"{name}: found no IDX files in {', '.join(map(str, folders))}, and the download "
-                f"failed ({' '.join(str(e).split())}); put train-images-idx3-ubyte.gz and "
-                f"t10k-images-idx3-ubyte.gz into data_dir"
+                f"failed ({' '.join(str(e).split())}); put {' and '.join(wanted)} into data_dir"
                 + ", or apt-get install dataset-fashion-mnist" * (kind == "FashionMNIST")) from None
-    return torch.cat([read_idx(f) for f in files()]).unsqueeze(1)   # (n, 1, 28, 28)
+    return torch.cat([read_idx(f) for f in files()])
+
+
+def mnist_pictures(name, data_dir, split) -> Tensor:   # `(n, 1, 28, 28)` uint8
+    "The pictures of MNIST or Fashion-MNIST, as in `mnist_files`."
+    return mnist_files(name, data_dir, split, "images").unsqueeze(1)
 
 # %% ../nbs/06_data.ipynb #fcc617ef
 def cifar10_pictures(
@@ -247,6 +262,9 @@ class PictureFolder(PictureData):
             raise ValueError(f"{self.name}: none of its {len(names)} pictures can be read")
         self.size = self.check_sizes({f: headers[f][0] for f in self.files}, size)
         self.channels = channels or (1 if all(headers[f][1] for f in self.files) else 3)
+        resized = sum(max(np.divide(self.size, headers[f][0])) < 1 for f in self.files)
+        self.inexact = (f"{resized} of {len(self)} were resized to {self.size[0]} x {self.size[1]}"
+                        if resized else "")
 
     def check_sizes(self,
         sizes: dict,               # file -> `(h, w)`
@@ -343,7 +361,10 @@ def load_data(
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
     if channels not in (None, 1, 3): raise ValueError(f"channels: expected 1 or 3; got {channels!r}")
     data_dir = Path(data_dir).expanduser() if data_dir else None
-    if isinstance(name, Tensor | np.ndarray): data = PictureData(as_bytes(torch.as_tensor(name)))
+    if isinstance(name, Tensor | np.ndarray):
+        data = PictureData(as_bytes(pictures := torch.as_tensor(name)))
+        if pictures.is_floating_point() and (data.pictures / 127.5 - 1 - pictures).abs().max() > 1e-3:
+            data.inexact = "they were rounded to 256 levels"
     else:
         plain = {n.lower().replace("_", ""): n for n in NAMES}
         name = plain.get(str(name).lower().replace("_", "").replace("-", ""), str(name))
@@ -359,6 +380,18 @@ def load_data(
     if channels and channels != data.channels:
         raise ValueError(f"channels: {data.name} has {data.channels}; got {channels}")
     return data
+
+
+def load_labels(
+    name: str,               # "digits", "mnist" or "fashion_mnist"
+    data_dir=None,           # as in `load_data`
+    split: str = "train",    # "train", "test" or "all"
+) -> Tensor:                 # `(n,)` int64
+    "What the pictures show: diffusion does without, a classifier does not."
+    if name == "digits": return torch.from_numpy(load_digits().target).long()[digits_split(split)]
+    if name not in ("mnist", "fashion_mnist"):
+        raise ValueError(f"name: expected digits, mnist or fashion_mnist; got {name!r}")
+    return mnist_files(name, Path(data_dir) if data_dir else None, split, "labels").long()
 
 
 def as_bytes(

@@ -6,7 +6,7 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/scheduler.html.md"""
 
 # %% auto #0
 __all__ = ['VARIANCES', 'NoiseScheduler', 'LinearNoiseScheduler', 'check_num_timesteps', 'CosineNoiseScheduler', 'make_scheduler',
-           'check_variance', 'randn_like']
+           'randn_like']
 
 # %% ../nbs/01_scheduler.ipynb #2f4a19ba
 import math
@@ -211,36 +211,45 @@ def mean_from_noise(self: NoiseScheduler,
 VARIANCES = ("beta_tilde", "beta")
 
 
-def check_variance(
-    variance: str,  # a name
-) -> None:          # or ValueError
-    "Refuses a name that is not in VARIANCES."
-    if variance not in VARIANCES:
-        raise ValueError(f"variance: expected one of {', '.join(VARIANCES)}; got {variance!r}")
+@patch
+def reverse_variance(self: NoiseScheduler,
+    t,                       # `(b,)` steps 1..T, or one int
+    t_prev=None,             # any earlier steps; left out: t - 1
+    variance="beta_tilde",   # or "beta", or `(T+1,)`: mean squared error of the guess of x0 at each t
+) -> Tensor:                 # float64, of t's shape
+    "sigma^2 of a reverse step: beta-tilde, beta, or the optimal one (Bao et al. 2022, theorem 1)."
+    t = self.steps(t)
+    now, before, _, beta = self.jump(t, t_prev)
+    tilde = beta * (1 - before) / (1 - now)
+    if torch.is_tensor(variance) and variance.shape == self.beta.shape:
+        error = variance.to(tilde.device, tilde.dtype)[t]
+        return tilde + before * (beta / (1 - now)) ** 2 * error
+    if torch.is_tensor(variance) or variance not in VARIANCES:
+        got = tuple(variance.shape) if torch.is_tensor(variance) else repr(variance)
+        raise ValueError(f"variance: expected one of {', '.join(VARIANCES)}, or the error of the guess "
+                         f"of x0 at t = 0..T, {tuple(self.beta.shape)}; got {got}")
+    return tilde if variance == "beta_tilde" else beta
 
 
 @patch
 def sampling_std(self: NoiseScheduler,
-    t,                             # `(b,)` steps 1..T, or one int
-    t_prev=None,                   # any earlier steps; left out: t - 1
-    variance: str = "beta_tilde",  # or "beta"
-) -> Tensor:                       # float64, of t's shape; 0 where the step ends at 0
+    t,                       # `(b,)` steps 1..T, or one int
+    t_prev=None,             # any earlier steps; left out: t - 1
+    variance="beta_tilde",   # as in `reverse_variance`
+) -> Tensor:                 # float64, of t's shape; 0 where the step ends at 0
     "Standard deviation of the noise a reverse step puts back (section 3.2 of the paper)."
-    check_variance(variance)
-    now, before, _, beta = self.jump(self.steps(t), t_prev)
-    if variance == "beta": return torch.where(before == 1, 0, beta).sqrt()
-    return (beta * (1 - before) / (1 - now)).sqrt()
+    before = self.jump(self.steps(t), t_prev)[1]
+    return torch.where(before == 1, 0, self.reverse_variance(t, t_prev, variance)).sqrt()
 
 
 @patch
 def decoder_log_variance(self: NoiseScheduler,
-    variance: str = "beta_tilde",  # or "beta"
-) -> Tensor:                       # `(T+1,)` float64; entry 1 is that of beta-tilde at t = 2
+    variance="beta_tilde",   # as in `reverse_variance`
+) -> Tensor:                 # `(T+1,)` float64; for a name, entry 1 is that of beta-tilde at t = 2
     "Log variances for the likelihood, finite at t = 1 as in Ho's code."
-    check_variance(variance)
-    table = (self.posterior_variance if variance == "beta_tilde" else self.beta).clone()
-    table[:2] = self.posterior_variance[min(2, self.num_timesteps)]
-    return table.log()
+    table = self.reverse_variance(torch.arange(1, self.num_timesteps + 1), None, variance)
+    if isinstance(variance, str): table[0] = self.posterior_variance[min(2, self.num_timesteps)]
+    return torch.cat([table[:1], table]).log()                                       # entry 0 is not used
 
 # %% ../nbs/01_scheduler.ipynb #603a2b45
 def randn_like(
@@ -266,7 +275,7 @@ def sample_prev_timestep(self: NoiseScheduler,
     noise_pred: Tensor,            # `(b, c, h, w)` the network's guess of the noise in xt
     t,                             # `(b,)` steps 1..T, or one int
     t_prev=None,                   # any earlier steps; left out: t - 1
-    variance: str = "beta_tilde",  # or "beta"
+    variance="beta_tilde",         # or "beta", or a table as in `reverse_variance`
     clip: bool = True,             # clip the guess of x0 to [-1, 1] before the mean is made
     generator=None,                # a torch.Generator, or a list of one for each picture
 ) -> tuple[Tensor, Tensor]:        # x_{t-1} and the guess of x_0, both `(b, c, h, w)` in xt's dtype

@@ -1,0 +1,144 @@
+"""What page 11 shows besides the run's own log and the rows of ddpm-evaluate.
+
+    python tools/fashion_mnist.py choices RUN...            # short runs side by side
+    python tools/fashion_mnist.py figures RUN SAMPLES       # SAMPLES: what ddpm-evaluate --samples kept
+
+Both write into nbs/logs/fashion_mnist/, small files that the page reads: choices.json; figures.json
+and figures.safetensors. The data set must be there.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddpm_nb.data import load_data, load_labels, to_model_range, to_pixels
+from ddpm_nb.evaluate import features_of, frechet_distance, load_features, nearest
+from ddpm_nb.objective import training_loss
+from ddpm_nb.sample import checkpoints, find_checkpoint, load_checkpoint, read_checkpoint, sample
+
+LOGS = Path(__file__).parent.parent / "nbs" / "logs" / "fashion_mnist"
+SHOWN = (200, 600, 1200, 2400, 4000)  # steps whose samples are shown, before the last
+
+
+def log_of(run):
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def choices(runs):
+    "FID of 500 samples in 20 DDIM steps, and the loss, of short runs."
+    net, train = load_features("fashion_mnist"), load_data("fashion_mnist")
+    reference, rows = features_of(net, train), []
+    for run in runs:
+        config, _ = read_checkpoint(find_checkpoint(run), "model")
+        model, scheduler = load_checkpoint(run)
+        x = sample(model, scheduler, 500, steps=20, method="ddim", batch_size=100, progress=True)
+        lines = log_of(run)
+        lines = [x for x in lines if x["step"] <= config["step"]]
+        last = [x["loss"] for x in lines if x["step"] > config["step"] - 100]
+        rows.append(
+            dict(
+                name=Path(run).name,
+                schedule=config["training"]["schedule"],
+                base_dim=config["model"]["base_dim"],
+                batch_size=config["training"]["batch_size"],
+                steps=config["step"],
+                parameters=sum(p.numel() for p in model.parameters()),
+                loss=sum(last) / len(last),
+                fid=frechet_distance(reference, features_of(net, to_pixels(x))),
+            )
+        )
+        print(rows[-1])
+    settings = dict(n=500, steps=20, method="ddim", seed=0, features="fashion_mnist")
+    (LOGS / "choices.json").write_text(json.dumps(dict(settings=settings, runs=rows), indent=1) + "\n")
+
+
+def raw_and_ema(run, test):
+    "Mean loss of both kinds of weights on the same test pictures, steps and noise."
+    g, rows = torch.Generator().manual_seed(0), []
+    x0 = to_model_range(test.pictures[:500])
+    t, noise = torch.randint(1, 1001, (500,), generator=g), torch.randn(x0.shape, generator=g)
+    found = checkpoints(run)
+    for path in [p for p in found if int(p.name[5:]) % 600 == 0 or p == found[-1]]:
+        model, scheduler = load_checkpoint(path)
+        losses = {}
+        for kind in ("ema", "raw"):
+            if kind == "raw":
+                _, state = read_checkpoint(path, "training")
+                raw = {k[6:]: v for k, v in state.items() if k.startswith("model/")}
+                model.load_state_dict(raw)
+            with torch.no_grad():
+                parts = zip(x0.split(100), t.split(100), noise.split(100), strict=True)
+                each = [training_loss(model, scheduler, *p) for p in parts]
+            losses[kind] = float(torch.cat(each).mean())
+        rows.append(dict(step=int(path.name[5:]), **losses))
+    return rows
+
+
+def figures(run, samples):
+    train, test = load_data("fashion_mnist"), load_data("fashion_mnist", split="test")
+    labels = load_labels("fashion_mnist")
+    net, found = load_features("fashion_mnist"), checkpoints(run)
+    drawn = load_file(samples)["pictures"]
+    model, scheduler = load_checkpoint(found[-1])
+
+    history = []
+    for path in [p for p in found[:-1] if int(p.name[5:]) in SHOWN] + [found[-1]]:
+        early, s = load_checkpoint(path)
+        history.append(to_pixels(sample(early, s, 8, steps=25, method="ddim")))
+        print("samples at", path.name)
+
+    walk, guesses, levels = [], [], (1000, 900, 800, 600, 400, 200, 100, 0)
+    def note(first, t_prev, x_prev, x0_pred):
+        if t_prev in levels:
+            walk.append(to_pixels(x_prev.clamp(-1, 1)))
+            guesses.append(to_pixels(x0_pred.clamp(-1, 1)))
+    sample(model, scheduler, 6, steps=100, method="ddpm", seed=1, callback=note)
+
+    with torch.no_grad():
+        parts = to_model_range(drawn).split(250)
+        guess = torch.cat([net(part).argmax(1) for part in parts])
+        sure = torch.cat([net(part).softmax(1).amax(1) for part in parts])
+    features = {name: features_of(net, x) for name, x in
+                dict(train=train, test=test.pictures[: len(drawn)], drawn=drawn).items()}
+    pixels = {name: to_model_range(x) for name, x in
+              dict(train=train.pictures, test=test.pictures[: len(drawn)], drawn=drawn).items()}
+    tensors = dict(samples=drawn[:100], history=torch.stack(history), walk=torch.stack(walk),
+                   guesses=torch.stack(guesses))
+    for name, space in dict(pixels=pixels, features=features).items():
+        distance, index = nearest(space["drawn"][:500], space["train"])
+        held_out, _ = nearest(space["test"][:500], space["train"])
+        tensors |= {f"{name}_drawn": distance, f"{name}_held_out": held_out,
+                    f"{name}_nearest": train.pictures[index[:10]]}
+        print(name, "median distance:", float(distance.median()), "held out:", float(held_out.median()))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, LOGS / "figures.safetensors")
+    facts = dict(
+        run_step=int(found[-1].name[5:]),
+        samples=Path(samples).name,
+        n=len(drawn),
+        history_steps=[int(p.name[5:]) for p in found[:-1] if int(p.name[5:]) in SHOWN] + [int(found[-1].name[5:])],
+        walk_levels=[t for t in levels if t < 1000],
+        raw_and_ema=raw_and_ema(run, test),
+        classes_drawn=guess.bincount(minlength=10).tolist(),
+        classes_train=labels.bincount(minlength=10).tolist(),
+        sure=float((sure > 0.9).double().mean()),
+        sure_of_test=None,
+    )
+    with torch.no_grad():
+        held = torch.cat([net(to_model_range(p)).softmax(1).amax(1) for p in test.pictures.split(500)])
+    facts["sure_of_test"] = float((held > 0.9).double().mean())
+    (LOGS / "figures.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(facts)
+
+
+if __name__ == "__main__":
+    LOGS.mkdir(parents=True, exist_ok=True)
+    what, *rest = sys.argv[1:] or ["help"]
+    if what == "choices" and rest:
+        choices(rest)
+    elif what == "figures" and len(rest) == 2:
+        figures(*rest)
+    else:
+        sys.exit(__doc__)
