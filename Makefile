@@ -11,7 +11,9 @@ demo: $(VENV)/.run   ## install, train on digits, sample, show where the picture
 	rm -rf demo
 	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-train digits --out-dir demo/run
 	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample demo/run --n 64 --steps 250 --method ddpm --out demo/samples.png --gif demo/reverse.gif
+	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample fashion_mnist --n 64 --out demo/clothes.png
 	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
+	@echo "64 pieces of clothing, drawn with weights that come with the package: demo/clothes.png"
 
 test: docs           ## install, and run every check
 	$(BIN)/ruff check .
@@ -26,6 +28,9 @@ docs: $(VENV)/.dev   ## the docs site in _site/; warnings and broken links are e
 
 docs-serve: docs     ## the docs site in a browser: http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory _site 8000
+
+evaluate: $(VENV)/.dev   ## every row of page 11's table, for RUN=runs/fashion_mnist (FULL=--full on a GPU)
+	GOMP_SPINCOUNT=10000 $(BIN)/python tools/table.py $(RUN) $(FULL)
 
 bench: $(VENV)/.dev  ## speed and memory beside diffusers
 	$(BIN)/python -m benchmarks.train_step
@@ -47,4 +52,4 @@ $(VENV)/.dev: $(VENV)/.pip settings.ini setup.py pyproject.toml
 	$(BIN)/pip install -q -e ".[dev,docs,evaluate,interop]"
 	touch $@ $(VENV)/.run
 
-.PHONY: help demo test lab docs docs-serve bench clean
+.PHONY: help demo test lab docs docs-serve evaluate bench clean

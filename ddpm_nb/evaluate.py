@@ -146,7 +146,7 @@ def denoise(
                 xt, on = scheduler.add_noise(x0, randn_like(x0, streams), t), t.to(device)
                 with autocast(device, precision): noise_pred = model(xt, on).float()
                 x0_pred = scheduler.predict_x0(xt, noise_pred, t).clamp(-1, 1)
-                columns.append((t, (x0_pred - x0).double().square().flatten(1).mean(1).cpu()))
+                columns.append((t, (x0_pred - x0).square().flatten(1).mean(1).cpu().double()))
                 if low == 1: at_1 = x0_pred.cpu()
                 bar.update(len(x0))
             t, error = (torch.stack(c, 1) for c in zip(*columns))                       # (b, s)
@@ -412,11 +412,13 @@ def quality_row(
     samples: Tensor,           # `(n, c, h, w)` in [-1, 1]
     data: dict,                # "train", and "test" if there is one -> PictureData
     net,                       # what `load_features` gave
+    reference=None,            # features of the training set, if they are at hand
 ) -> dict:                     # fid, kid, precision, recall, and the ladder at the same n
     "Distances of samples to the whole training set, beside those of real pictures, damaged."
     levels, of = data["train"].num_levels, "test" if "test" in data else "train"
     seen = lambda pixels: features_of(net, PictureData(pixels, num_levels=levels))
-    reference, fake = features_of(net, data["train"]), seen(to_pixels(samples, levels))
+    reference = features_of(net, data["train"]) if reference is None else reference
+    fake = seen(to_pixels(samples, levels))
     real = torch.stack([data[of][i] for i in range(min(len(samples), len(data[of])))])
     rungs = {name: seen(x) for name, x in ladder(real, levels).items()}
     kid, error = kernel_distance(reference, fake)
@@ -488,13 +490,13 @@ def evaluate_command() -> None:
     about = dict(checkpoint=path.name, step=config["step"], data=name, device=str(device),
                  torch=torch.__version__, ddpm_nb=version("ddpm_nb"))
     how = dict(batch_size=a.batch_size, progress=True)
-    if a.bits_n: save_row(out, print_bits(timed(bits_row, a, model, scheduler, path, data, how) | about))
+    if a.bits_n: save_row(out, print_bits(timed(bits_row, a, model, scheduler, path, data, how) | dict(about=about)))
     features = a.features
     if features == "auto": features = name if name in own_features() else "inception"
     if not a.n or features == "none": return
     net = load_features(features, device)
     row = timed(samples_row, a, model, scheduler, path, data, net, features, how)
-    save_row(out, print_quality(row | about))
+    save_row(out, print_quality(row | dict(about=about)))
     print(out)
 
 
@@ -514,7 +516,7 @@ def bits_row(a, model, scheduler, path, data, how) -> dict:
                 **likelihood_row(model, scheduler, path, data, a.bits_n, strata, a.seed, **how))
 
 
-def samples_row(a, model, scheduler, path, data, net, features, how) -> dict:
+def samples_row(a, model, scheduler, path, data, net, features, how, reference=None) -> dict:
     "The row of one way of sampling."
     kind = {}
     if a.method == "ddpm":
@@ -524,7 +526,7 @@ def samples_row(a, model, scheduler, path, data, net, features, how) -> dict:
     if a.samples: save_file({"pictures": to_pixels(x)}, a.samples)
     settings = dict(what="quality", n=a.n, method=a.method, steps=a.steps, seed=a.seed, features=features,
                     variance=a.variance if a.method == "ddpm" else None)
-    return dict(settings=settings, evaluations=a.n * a.steps, **quality_row(x, data, net))
+    return dict(settings=settings, evaluations=a.n * a.steps, **quality_row(x, data, net, reference))
 
 
 def print_bits(row) -> dict:

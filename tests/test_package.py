@@ -99,6 +99,8 @@ def test_wheel_and_sdist(copy, run, tmp_path_factory):
         entry = z.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert {f"ddpm_nb/{m}.py" for m in MODULES} <= set(names)
     assert not [n for n in names if n.startswith(("tests", "nbs", "benchmarks"))]
+    weights = {str(p.relative_to(ROOT)) for p in (ROOT / "ddpm_nb/weights").rglob("*.*")}
+    assert weights and weights <= set(names)
     assert "Version: 0.1.0" in metadata and "Requires-Python: >=3.11" in metadata
     assert "Requires-Dist: torch>=2.6" in metadata and "Provides-Extra: dev" in metadata
     assert (

@@ -15,7 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddpm_nb.data import load_data, load_labels, to_model_range, to_pixels
-from ddpm_nb.evaluate import features_of, frechet_distance, load_features, nearest
+from ddpm_nb.evaluate import (
+    GaussianDenoiser,
+    bits_per_dim,
+    denoise,
+    features_of,
+    frechet_distance,
+    load_features,
+    nearest,
+    x0_error_table,
+)
 from ddpm_nb.objective import training_loss
 from ddpm_nb.sample import checkpoints, find_checkpoint, load_checkpoint, read_checkpoint, sample
 
@@ -52,7 +61,9 @@ def choices(runs):
         )
         print(rows[-1])
     settings = dict(n=500, steps=20, method="ddim", seed=0, features="fashion_mnist")
-    (LOGS / "choices.json").write_text(json.dumps(dict(settings=settings, runs=rows), indent=1) + "\n")
+    (LOGS / "choices.json").write_text(
+        json.dumps(dict(settings=settings, runs=rows), indent=1) + "\n"
+    )
 
 
 def raw_and_ema(run, test):
@@ -77,6 +88,17 @@ def raw_and_ema(run, test):
     return rows
 
 
+def gaussian(scheduler, train, test):
+    "The eigenvalues of the data's covariance, and the bits of the exact linear denoiser."
+    model = GaussianDenoiser(to_model_range(train.pictures), scheduler)
+    how = dict(n=200, strata=100, batch_size=200)
+    table = x0_error_table(scheduler, denoise(model, scheduler, train, seed=1, **how))
+    found = denoise(model, scheduler, test, **how)
+    variances = dict(beta_tilde="beta_tilde", beta="beta", optimal=table)
+    bits = {name: bits_per_dim(scheduler, found, v) for name, v in variances.items()}
+    return model.values.float(), bits
+
+
 def figures(run, samples):
     train, test = load_data("fashion_mnist"), load_data("fashion_mnist", split="test")
     labels = load_labels("fashion_mnist")
@@ -91,43 +113,69 @@ def figures(run, samples):
         print("samples at", path.name)
 
     walk, guesses, levels = [], [], (1000, 900, 800, 600, 400, 200, 100, 0)
+
     def note(first, t_prev, x_prev, x0_pred):
         if t_prev in levels:
             walk.append(to_pixels(x_prev.clamp(-1, 1)))
             guesses.append(to_pixels(x0_pred.clamp(-1, 1)))
+
     sample(model, scheduler, 6, steps=100, method="ddpm", seed=1, callback=note)
 
     with torch.no_grad():
         parts = to_model_range(drawn).split(250)
         guess = torch.cat([net(part).argmax(1) for part in parts])
         sure = torch.cat([net(part).softmax(1).amax(1) for part in parts])
-    features = {name: features_of(net, x) for name, x in
-                dict(train=train, test=test.pictures[: len(drawn)], drawn=drawn).items()}
-    pixels = {name: to_model_range(x) for name, x in
-              dict(train=train.pictures, test=test.pictures[: len(drawn)], drawn=drawn).items()}
-    tensors = dict(samples=drawn[:100], history=torch.stack(history), walk=torch.stack(walk),
-                   guesses=torch.stack(guesses))
+    features = {
+        name: features_of(net, x)
+        for name, x in dict(train=train, test=test.pictures[: len(drawn)], drawn=drawn).items()
+    }
+    pixels = {
+        name: to_model_range(x)
+        for name, x in dict(
+            train=train.pictures, test=test.pictures[: len(drawn)], drawn=drawn
+        ).items()
+    }
+    tensors = dict(
+        samples=drawn[:100],
+        history=torch.stack(history),
+        walk=torch.stack(walk),
+        guesses=torch.stack(guesses),
+    )
     for name, space in dict(pixels=pixels, features=features).items():
         distance, index = nearest(space["drawn"][:500], space["train"])
         held_out, _ = nearest(space["test"][:500], space["train"])
-        tensors |= {f"{name}_drawn": distance, f"{name}_held_out": held_out,
-                    f"{name}_nearest": train.pictures[index[:10]]}
-        print(name, "median distance:", float(distance.median()), "held out:", float(held_out.median()))
+        tensors |= {
+            f"{name}_drawn": distance,
+            f"{name}_held_out": held_out,
+            f"{name}_nearest": train.pictures[index[:10]],
+        }
+        print(
+            name,
+            "median distance:",
+            float(distance.median()),
+            "held out:",
+            float(held_out.median()),
+        )
+    tensors["eigenvalues"], gaussian_bits = gaussian(scheduler, train, test)
     save_file({k: v.contiguous() for k, v in tensors.items()}, LOGS / "figures.safetensors")
     facts = dict(
         run_step=int(found[-1].name[5:]),
         samples=Path(samples).name,
         n=len(drawn),
-        history_steps=[int(p.name[5:]) for p in found[:-1] if int(p.name[5:]) in SHOWN] + [int(found[-1].name[5:])],
+        history_steps=[int(p.name[5:]) for p in found[:-1] if int(p.name[5:]) in SHOWN]
+        + [int(found[-1].name[5:])],
         walk_levels=[t for t in levels if t < 1000],
         raw_and_ema=raw_and_ema(run, test),
         classes_drawn=guess.bincount(minlength=10).tolist(),
         classes_train=labels.bincount(minlength=10).tolist(),
         sure=float((sure > 0.9).double().mean()),
         sure_of_test=None,
+        gaussian_bits=gaussian_bits,
     )
     with torch.no_grad():
-        held = torch.cat([net(to_model_range(p)).softmax(1).amax(1) for p in test.pictures.split(500)])
+        held = torch.cat(
+            [net(to_model_range(p)).softmax(1).amax(1) for p in test.pictures.split(500)]
+        )
     facts["sure_of_test"] = float((held > 0.9).double().mean())
     (LOGS / "figures.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(facts)

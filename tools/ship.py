@@ -92,7 +92,9 @@ def main():
         sha256=digest,
         commit=a.commit or head.stdout.strip(),
         device=a.device,
-        versions=dict(ddpm_nb=__version__, torch=torch.__version__, python=platform.python_version()),
+        versions=dict(
+            ddpm_nb=__version__, torch=torch.__version__, python=platform.python_version()
+        ),
         steps=config["step"],
         pictures_seen=config["step"] * batch,
         wall_seconds=wall_time([dict(x, batch=batch) for x in lines]),

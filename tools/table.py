@@ -1,0 +1,106 @@
+"""Every row of page 11's table for a run: what ddpm-evaluate would do for each, in one go.
+
+    python tools/table.py runs/fashion_mnist             # sizes for two CPU cores, about 45 minutes
+    python tools/table.py runs/fashion_mnist --full      # n = 10,000 and every t, for a GPU
+
+Rows go into evaluation.json beside the weights; those that are there already are not made again, so
+it may be stopped and called again. The most telling rows come first.
+"""
+
+import argparse
+import json
+from importlib.metadata import version
+
+import torch
+
+from ddpm_nb.evaluate import (
+    bits_row,
+    features_of,
+    load_features,
+    print_bits,
+    print_quality,
+    samples_row,
+    save_row,
+    splits,
+    timed,
+)
+from ddpm_nb.sample import find_checkpoint, load_checkpoint, pick_device
+
+KINDS = ("ddpm beta_tilde", "ddpm optimal", "ddpm beta", "ddim")
+
+
+def plan(full):
+    "The rows: what, and its flags, in the order of their worth."
+
+    def row(kind, steps, n):
+        method, _, variance = kind.partition(" ")
+        return dict(method=method, variance=variance or None, steps=steps, n=n)
+
+    n, large, bits = (2000, 10_000, 10_000) if full else (500, 2000, 200)
+    rows = [dict(what="bits", bits_n=bits, strata=0 if full else 100, seed=0)]
+    rows += [row(kind, steps, n) for steps in (50, 20, 10) for kind in KINDS]
+    rows += [row("ddpm beta_tilde", 50, large), row("ddim", 50, large)]
+    rows += [row(kind, 1000, large) for kind in KINDS if full]
+    rows += [dict(rows[0], seed=1)]
+    rows += [row(kind, steps, n) for steps in (100, 250, 1000) for kind in KINDS]
+    return rows if full else rows[:-7]  # beyond 100 steps: one row, the rest would take hours
+
+
+def main():
+    p = argparse.ArgumentParser("tools/table.py", description=__doc__.splitlines()[0])
+    p.add_argument("run")
+    p.add_argument("--full", action="store_true")
+    a = p.parse_args()
+    path, device = find_checkpoint(a.run), pick_device()
+    config = json.loads((path / "config.json").read_text())
+    model, scheduler = load_checkpoint(path, device)
+    name, out = config["data"]["name"], path / "evaluation.json"
+    data = splits(name, model, None)
+    net = load_features(name, device)
+    reference = features_of(net, data["train"])
+    about = dict(
+        checkpoint=path.name,
+        step=config["step"],
+        data=name,
+        device=str(device),
+        torch=torch.__version__,
+        ddpm_nb=version("ddpm_nb"),
+    )
+    how = dict(batch_size=500 if device == "cuda" else 100, progress=True)
+    for row in plan(a.full):
+        flags = argparse.Namespace(**dict(dict(seed=0, precision="auto", samples=None), **row))
+        if row.get("what") == "bits":
+            settings = dict(
+                what="bits", n=flags.bits_n, strata=flags.strata or None, seed=flags.seed
+            )
+        else:
+            settings = dict(
+                what="quality",
+                n=flags.n,
+                method=flags.method,
+                steps=flags.steps,
+                seed=flags.seed,
+                features=name,
+                variance=flags.variance,
+            )
+            if flags.n >= 2000 and flags.steps == 50:
+                flags.samples = str(path / f"samples-{flags.method}.safetensors")
+        done = json.loads(out.read_text()) if out.is_file() else []
+        if settings in [r["settings"] for r in done]:
+            continue
+        print(settings, flush=True)
+        if row.get("what") == "bits":
+            made = print_bits(
+                timed(bits_row, flags, model, scheduler, path, data, how) | dict(about=about)
+            )
+        else:
+            made = print_quality(
+                timed(samples_row, flags, model, scheduler, path, data, net, name, how, reference)
+                | dict(about=about)
+            )
+        assert made["settings"] == settings, (made["settings"], settings)
+        save_row(out, made)
+
+
+if __name__ == "__main__":
+    main()
