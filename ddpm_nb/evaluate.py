@@ -398,7 +398,8 @@ def likelihood_row(
     "Bits per dimension for three variances; measures the checkpoint's table of errors if it has none."
     file = Path(path) / "x0_error.safetensors"
     if not file.is_file():
-        found = denoise(model, scheduler, data["train"], min(n, len(data["train"])), strata, seed + 1, **how)
+        found = denoise(model, scheduler, data["train"], min(n, len(data["train"])), strata,
+                        seed + 10_000, **how)                            # draws of no row's own
         save_file({"x0_error": x0_error_table(scheduler, found)}, file)
     optimal, row = load_x0_error(path), dict(n=n, strata=strata, seed=seed, bits={})
     for split, pictures in data.items():

@@ -1,7 +1,7 @@
 """What page 11 shows besides the run's own log and the rows of ddpm-evaluate.
 
-    python tools/fashion_mnist.py choices RUN...            # short runs side by side
-    python tools/fashion_mnist.py figures RUN SAMPLES       # SAMPLES: what ddpm-evaluate --samples kept
+    python tools/fashion_mnist.py choices RUN...     # short runs side by side
+    python tools/fashion_mnist.py figures RUN        # after tools/table.py, which keeps samples
 
 Both write into nbs/logs/fashion_mnist/, small files that the page reads: choices.json; figures.json
 and figures.safetensors. The data set must be there.
@@ -11,8 +11,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from table import samples_file
 
 from ddpm_nb.data import load_data, load_labels, to_model_range, to_pixels
 from ddpm_nb.evaluate import (
@@ -29,7 +31,6 @@ from ddpm_nb.objective import training_loss
 from ddpm_nb.sample import checkpoints, find_checkpoint, load_checkpoint, read_checkpoint, sample
 
 LOGS = Path(__file__).parent.parent / "nbs" / "logs" / "fashion_mnist"
-SHOWN = (200, 600, 1200, 2400, 4000)  # steps whose samples are shown, before the last
 
 
 def log_of(run):
@@ -37,13 +38,18 @@ def log_of(run):
 
 
 def choices(runs):
-    "FID of 500 samples in 20 DDIM steps, and the loss, of short runs."
+    "FID of 500 samples in 20 steps, ancestral and DDIM, and the loss, of short runs."
     net, train = load_features("fashion_mnist"), load_data("fashion_mnist")
     reference, rows = features_of(net, train), []
     for run in runs:
         config, _ = read_checkpoint(find_checkpoint(run), "model")
         model, scheduler = load_checkpoint(run)
-        x = sample(model, scheduler, 500, steps=20, method="ddim", batch_size=100, progress=True)
+        fid = {}
+        for kind, method in {"ancestral": "ddpm", "DDIM": "ddim"}.items():
+            x = sample(
+                model, scheduler, 500, steps=20, method=method, batch_size=100, progress=True
+            )
+            fid[kind] = frechet_distance(reference, features_of(net, to_pixels(x)))
         lines = log_of(run)
         lines = [x for x in lines if x["step"] <= config["step"]]
         last = [x["loss"] for x in lines if x["step"] > config["step"] - 100]
@@ -56,14 +62,40 @@ def choices(runs):
                 steps=config["step"],
                 parameters=sum(p.numel() for p in model.parameters()),
                 loss=sum(last) / len(last),
-                fid=frechet_distance(reference, features_of(net, to_pixels(x))),
+                fid=fid,
             )
         )
         print(rows[-1])
-    settings = dict(n=500, steps=20, method="ddim", seed=0, features="fashion_mnist")
+    settings = dict(n=500, steps=20, seed=0, features="fashion_mnist")
     (LOGS / "choices.json").write_text(
         json.dumps(dict(settings=settings, runs=rows), indent=1) + "\n"
     )
+
+
+def step_of(path):
+    return int(path.name.removeprefix("step-"))
+
+
+def spread(found, n):
+    "At most n of the checkpoints: the first, the last, and some between."
+    return [found[i] for i in sorted(set(np.linspace(0, len(found) - 1, n).round().astype(int)))]
+
+
+def early_ones(found, n):
+    "At most n of the checkpoints, dense at the beginning."
+    steps = np.array([step_of(p) for p in found])
+    wanted = np.geomspace(steps[0], steps[-1], n)
+    return [found[i] for i in sorted({int(abs(steps - w).argmin()) for w in wanted})]
+
+
+def headline(path):
+    "The row of the most samples that were kept, and among those of the lowest FID; and its file."
+    rows = [r for r in json.loads((path / "evaluation.json").read_text()) if "fid" in r]
+    kept = [(r, path / samples_file(r["settings"])) for r in rows]
+    kept = [(r, f) for r, f in kept if f.is_file()]
+    if not kept:
+        sys.exit(f"{path} holds no samples: run tools/table.py first")
+    return min(kept, key=lambda k: (-k[0]["settings"]["n"], k[0]["fid"]))
 
 
 def raw_and_ema(run, test):
@@ -71,8 +103,7 @@ def raw_and_ema(run, test):
     g, rows = torch.Generator().manual_seed(0), []
     x0 = to_model_range(test.pictures[:500])
     t, noise = torch.randint(1, 1001, (500,), generator=g), torch.randn(x0.shape, generator=g)
-    found = checkpoints(run)
-    for path in [p for p in found if int(p.name[5:]) % 600 == 0 or p == found[-1]]:
+    for path in spread(checkpoints(run), 12):
         model, scheduler = load_checkpoint(path)
         losses = {}
         for kind in ("ema", "raw"):
@@ -84,7 +115,7 @@ def raw_and_ema(run, test):
                 parts = zip(x0.split(100), t.split(100), noise.split(100), strict=True)
                 each = [training_loss(model, scheduler, *p) for p in parts]
             losses[kind] = float(torch.cat(each).mean())
-        rows.append(dict(step=int(path.name[5:]), **losses))
+        rows.append(dict(step=step_of(path), **losses))
     return rows
 
 
@@ -99,17 +130,18 @@ def gaussian(scheduler, train, test):
     return model.values.float(), bits
 
 
-def figures(run, samples):
+def figures(run):
     train, test = load_data("fashion_mnist"), load_data("fashion_mnist", split="test")
     labels = load_labels("fashion_mnist")
     net, found = load_features("fashion_mnist"), checkpoints(run)
-    drawn = load_file(samples)["pictures"]
+    row, samples = headline(found[-1])
+    settings, drawn = row["settings"], load_file(samples)["pictures"]
     model, scheduler = load_checkpoint(found[-1])
 
-    history = []
-    for path in [p for p in found[:-1] if int(p.name[5:]) in SHOWN] + [found[-1]]:
+    shown, history = early_ones(found, 6), []
+    for path in shown:
         early, s = load_checkpoint(path)
-        history.append(to_pixels(sample(early, s, 8, steps=25, method="ddim")))
+        history.append(to_pixels(sample(early, s, 8, steps=50, method="ddpm")))
         print("samples at", path.name)
 
     walk, guesses, levels = [], [], (1000, 900, 800, 600, 400, 200, 100, 0)
@@ -119,7 +151,7 @@ def figures(run, samples):
             walk.append(to_pixels(x_prev.clamp(-1, 1)))
             guesses.append(to_pixels(x0_pred.clamp(-1, 1)))
 
-    sample(model, scheduler, 6, steps=100, method="ddpm", seed=1, callback=note)
+    sample(model, scheduler, 2, steps=100, method="ddpm", seed=1, callback=note)
 
     with torch.no_grad():
         parts = to_model_range(drawn).split(250)
@@ -157,13 +189,11 @@ def figures(run, samples):
             float(held_out.median()),
         )
     tensors["eigenvalues"], gaussian_bits = gaussian(scheduler, train, test)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, LOGS / "figures.safetensors")
     facts = dict(
-        run_step=int(found[-1].name[5:]),
-        samples=Path(samples).name,
+        run_step=step_of(found[-1]),
+        settings=settings,
         n=len(drawn),
-        history_steps=[int(p.name[5:]) for p in found[:-1] if int(p.name[5:]) in SHOWN]
-        + [int(found[-1].name[5:])],
+        history_steps=[step_of(p) for p in shown],
         walk_levels=[t for t in levels if t < 1000],
         raw_and_ema=raw_and_ema(run, test),
         classes_drawn=guess.bincount(minlength=10).tolist(),
@@ -177,6 +207,7 @@ def figures(run, samples):
             [net(to_model_range(p)).softmax(1).amax(1) for p in test.pictures.split(500)]
         )
     facts["sure_of_test"] = float((held > 0.9).double().mean())
+    save_file({k: v.contiguous() for k, v in tensors.items()}, LOGS / "figures.safetensors")
     (LOGS / "figures.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(facts)
 
@@ -186,7 +217,7 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:] or ["help"]
     if what == "choices" and rest:
         choices(rest)
-    elif what == "figures" and len(rest) == 2:
+    elif what == "figures" and len(rest) == 1:
         figures(*rest)
     else:
         sys.exit(__doc__)

@@ -26,7 +26,8 @@ def results() -> str:
             made[row["settings"]["what"]].append(row)
         ddim = [r for r in made["quality"] if r["settings"]["method"] == "ddim"]
         best = max(ddim, key=lambda r: (r["settings"]["n"], r["settings"]["steps"] == 50))
-        bits = made["bits"][0]["bits"]["test"]["optimal"]
+        most = max(made["bits"], key=lambda r: (r["settings"]["n"], -r["settings"]["seed"]))
+        bits = most["bits"]["test"]["optimal"]
         rungs = best["ladder"]
         ladder = ", ".join(f"{k} {rungs[k]:.2f}" for k in ("noise 5/255", "noise 10/255"))
         rows.append(

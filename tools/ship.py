@@ -1,25 +1,22 @@
 """Put a run's EMA weights into the package, with everything that says where they come from.
 
-    ddpm-train fashion_mnist --out-dir runs/fashion_mnist        # hours; or resume it
-    ddpm-evaluate runs/fashion_mnist                             # and other rows, as many as wanted
-    python tools/ship.py runs/fashion_mnist fashion_mnist
+    python tools/ship.py runs/fashion_mnist fashion_mnist --commit 0123abc --device "one H100"
 
 Writes ddpm_nb/weights/NAME/ (the weights in half precision, config.json, the table of errors, the
-run card) and nbs/logs/NAME/ (the run's log, the rows of its evaluation). The card says how far the
-samples of the half precision weights are from those of the originals. Rows that were measured are
-kept: call it again after another ddpm-evaluate. The pages and the README read these files.
+run card) and nbs/logs/NAME/ (the run's log, the rows of its evaluation); nothing, if something is
+missing. The card says how far the samples of the half precision weights are from those of the
+originals. `make ship` measures, ships, and makes the README and page 11 anew.
 """
 
 import argparse
 import hashlib
 import json
 import platform
-import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ddpm_nb import __version__
 from ddpm_nb.sample import WEIGHTS, find_checkpoint, load_checkpoint, read_checkpoint, sample
@@ -44,67 +41,90 @@ def half_precision(model, scheduler):
     )
 
 
-def wall_time(log):
+def wall_time(log, batch):
     "Seconds of training, from the speeds in the log."
-    seconds, last = 0.0, 0
-    for line in log:
-        seconds += (line["step"] - last) * line["batch"] / line["pictures_per_second"]
-        last = line["step"]
-    return round(seconds)
+    steps = [0, *(x["step"] for x in log)]
+    return round(
+        sum(
+            (b - a) * batch / x["pictures_per_second"]
+            for a, b, x in zip(steps, steps[1:], log, strict=False)
+        )
+    )
+
+
+def collect(run, name, commit, device):
+    "Everything that will be written: file -> content."
+    step = find_checkpoint(run)
+    needed = step / "x0_error.safetensors", step / "evaluation.json", step.parent / "log.jsonl"
+    for file in needed:
+        if not file.is_file():
+            sys.exit(
+                f"{file} is not there: measure the run first (tools/table.py or ddpm-evaluate)"
+            )
+    rows = json.loads(needed[1].read_text())
+    if {r["settings"]["what"] for r in rows} != {"bits", "quality"}:
+        sys.exit(f"{needed[1]}: expected rows of bits and of quality")
+    config, _ = read_checkpoint(step, "model")
+    model, scheduler = load_checkpoint(step)
+    weights, half = half_precision(model, scheduler)
+    content = save(weights)
+    if len(content) > 12e6:
+        sys.exit(
+            f"the weights take {len(content) / 1e6:.1f} MB, more than a package should hold (12)"
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    config["sha256"] = {"model.safetensors": digest}
+    config["training"]["out_dir"] = None
+    batch = config["training"]["batch_size"]
+    lines = [json.loads(x) for x in needed[2].read_text().splitlines()]
+    lines = [x for x in lines if x["step"] <= config["step"]]
+    versions = dict(ddpm_nb=__version__, torch=torch.__version__, python=platform.python_version())
+    card = dict(
+        name=name,
+        parameters=sum(v.numel() for v in weights.values()),
+        bytes=len(content),
+        sha256=digest,
+        commit=commit,
+        device=device,
+        versions=versions,
+        steps=config["step"],
+        pictures_seen=config["step"] * batch,
+        wall_seconds=wall_time(lines, batch),
+        last_loss=lines[-1]["loss"],
+        half_precision=half,
+        **{k: config[k] for k in ("model", "scheduler", "training", "data")},
+        evaluation=rows,
+    )
+    target, logs = WEIGHTS / name, ROOT / "nbs" / "logs" / name
+    return {
+        target / "model.safetensors": content,
+        target / "config.json": text(config),
+        target / "x0_error.safetensors": needed[0].read_bytes(),
+        target / "run_card.json": text(card),
+        logs / "log.jsonl": "".join(json.dumps(x) + "\n" for x in lines).encode(),
+        logs / "evaluation.json": text(rows),
+    }, card
+
+
+def text(value):
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def main():
     p = argparse.ArgumentParser("tools/ship.py", description=__doc__.splitlines()[0])
     p.add_argument("run", help="a run folder, or one step-... folder in it")
     p.add_argument("name", help="what `load_pretrained` will call it")
-    p.add_argument("--commit", help="that the run was made with; HEAD by default")
-    p.add_argument("--device", default="cpu", help="that the run was made on, in words")
+    p.add_argument("--commit", required=True, help="of the code that the run was made with")
+    p.add_argument("--device", required=True, help="that the run was made on, in words")
     a = p.parse_args()
-    step = find_checkpoint(a.run)
-    config, _ = read_checkpoint(step, "model")
-    model, scheduler = load_checkpoint(step)
-    target, logs = WEIGHTS / a.name, ROOT / "nbs" / "logs" / a.name
-    for folder in (target, logs):
-        folder.mkdir(parents=True, exist_ok=True)
-    weights, half = half_precision(model, scheduler)
-    save_file(weights, target / "model.safetensors")
-    (target / "model.safetensors").chmod(0o644)
-    digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
-    config["sha256"] = {"model.safetensors": digest}
-    config["training"]["out_dir"] = None
-    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    for file in ("x0_error.safetensors",):
-        if (step / file).is_file():
-            shutil.copyfile(step / file, target / file)
-    lines = [json.loads(x) for x in (step.parent / "log.jsonl").read_text().splitlines()]
-    lines = [x for x in lines if x["step"] <= config["step"]]
-    (logs / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    rows = []
-    if (step / "evaluation.json").is_file():
-        rows = json.loads((step / "evaluation.json").read_text())
-        (logs / "evaluation.json").write_text(json.dumps(rows, indent=1) + "\n")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    batch = config["training"]["batch_size"]
-    card = dict(
-        name=a.name,
-        parameters=sum(v.numel() for v in weights.values()),
-        bytes=(target / "model.safetensors").stat().st_size,
-        sha256=digest,
-        commit=a.commit or head.stdout.strip(),
-        device=a.device,
-        versions=dict(
-            ddpm_nb=__version__, torch=torch.__version__, python=platform.python_version()
-        ),
-        steps=config["step"],
-        pictures_seen=config["step"] * batch,
-        wall_seconds=wall_time([dict(x, batch=batch) for x in lines]),
-        last_loss=lines[-1]["loss"],
-        half_precision=half,
-        **{k: config[k] for k in ("model", "scheduler", "training", "data")},
-        evaluation=rows,
+    files, card = collect(a.run, a.name, a.commit, a.device)
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    print(
+        f"{a.name}: {card['bytes'] / 1e6:.2f} MB, {card['parameters']} parameters, "
+        f"half precision: {card['half_precision']}"
     )
-    (target / "run_card.json").write_text(json.dumps(card, indent=1) + "\n")
-    print(f"{target}: {card['bytes'] / 1e6:.2f} MB, {card['parameters']} parameters, half: {half}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,14 @@ def plan(full):
     return rows if full else rows[:-7]  # beyond 100 steps: one row, the rest would take hours
 
 
+def samples_file(settings):
+    "Where the samples of a row are kept."
+    parts = (
+        settings[k] for k in ("method", "variance", "steps", "n", "seed") if settings[k] is not None
+    )
+    return f"samples-{'-'.join(map(str, parts))}.safetensors"
+
+
 def main():
     p = argparse.ArgumentParser("tools/table.py", description=__doc__.splitlines()[0])
     p.add_argument("run")
@@ -83,8 +91,8 @@ def main():
                 features=name,
                 variance=flags.variance,
             )
-            if flags.n >= 2000 and flags.steps == 50:
-                flags.samples = str(path / f"samples-{flags.method}.safetensors")
+            if flags.n >= 2000:  # kept for tools/fashion_mnist.py
+                flags.samples = str(path / samples_file(settings))
         done = json.loads(out.read_text()) if out.is_file() else []
         if settings in [r["settings"] for r in done]:
             continue
