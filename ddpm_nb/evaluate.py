@@ -454,7 +454,7 @@ def evaluate_flags() -> argparse.Namespace:
     p.add_argument("--bits-n", type=int, default=250, help="pictures of each split for bits/dim; 0: none (250)")
     p.add_argument("--strata", type=int, default=100, help="draws of t for each of them; 0: every t (100)")
     p.add_argument("--n", type=int, default=2000, help="samples; 0: none (2000)")
-    p.add_argument("--method", choices=["ddpm", "ddim"], default="ddim", help="(ddim)")
+    p.add_argument("--method", choices=["ddpm", "ddim"], default="ddpm", help="(ddpm)")
     p.add_argument("--steps", type=int, default=50, help="of the walk (50)")
     p.add_argument("--variance", choices=["beta_tilde", "beta", "optimal"], default="beta_tilde",
                    help="ddpm's (beta_tilde)")

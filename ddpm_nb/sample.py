@@ -356,10 +356,10 @@ def sample_command() -> None:
                                       f"folder, or shipped weights: {', '.join(shipped())}")
     p.add_argument("--n", type=int, default=64, help="how many pictures (64)")
     p.add_argument("--steps", type=int, default=50, help="steps of the walk, up to T (50)")
-    p.add_argument("--method", choices=["ddpm", "ddim"], default="ddim",
-                   help="ancestral sampling or DDIM (ddim)")
-    p.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1 (0)")
-    p.add_argument("--variance", choices=["beta_tilde", "beta", "optimal"], default="beta_tilde",
+    p.add_argument("--method", choices=["ddpm", "ddim"], default="ddpm",
+                   help="ancestral sampling or DDIM (ddpm)")
+    p.add_argument("--eta", type=float, help="ddim's noise, 0 to 1 (0)")
+    p.add_argument("--variance", choices=["beta_tilde", "beta", "optimal"],
                    help="ddpm's variance (beta_tilde); optimal needs ddpm-evaluate's table")
     p.add_argument("--seed", type=int, default=0,
                    help="picture i depends on the seed and i alone (0)")
@@ -371,6 +371,9 @@ def sample_command() -> None:
                    help="bf16 where the hardware has it (auto)")
     p.add_argument("--device", default=None, help="cpu, cuda, mps; the best there is by default")
     a = p.parse_args()
+    for name, value, method in (("eta", a.eta, "ddim"), ("variance", a.variance, "ddpm")):
+        if value is not None and a.method != method:
+            raise ValueError(f"{name}: expected none with method {a.method}, it is {method}'s; got {value}")
     model, scheduler = load_checkpoint(a.checkpoint, a.device or pick_device())
     out = Path(a.out)
     try:
@@ -384,8 +387,8 @@ def sample_command() -> None:
         if a.gif and first == 0 and (watch.calls % every == 0 or t_prev == 0):
             frames.append(x_prev.float().cpu())
     watch.calls = 0
-    variance = load_x0_error(a.checkpoint) if a.variance == "optimal" else a.variance
-    own = dict(eta=a.eta) if a.method == "ddim" else dict(variance=variance)
+    variance = load_x0_error(a.checkpoint) if a.variance == "optimal" else a.variance or "beta_tilde"
+    own = dict(eta=a.eta or 0.0) if a.method == "ddim" else dict(variance=variance)
     x = sample(model, scheduler, a.n, steps=a.steps, method=a.method, seed=a.seed,
                batch_size=a.batch_size, precision=a.precision, callback=watch, progress=True, **own)
     save_grid(x, out) if out.suffix == ".png" else save_pictures(x, out)
