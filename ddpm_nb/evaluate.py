@@ -9,12 +9,14 @@ __all__ = ['prior_term', 'denoising_term', 'log_normal_mass', 'decoder_term', 't
            'x0_error_table', 'GaussianDenoiser', 'PictureClassifier', 'train_classifier', 'InceptionFeatures',
            'own_features', 'load_features', 'features_of', 'Given', 'frechet_distance', 'kernel_distance',
            'precision_recall', 'ladder', 'nearest', 'likelihood_row', 'quality_row', 'save_row', 'evaluate_flags',
-           'splits', 'evaluate_command', 'timed', 'bits_row', 'samples_row', 'print_bits', 'print_quality', 'main']
+           'splits', 'evaluate_command', 'check_flags', 'timed', 'bits_row', 'samples_row', 'print_bits',
+           'print_quality', 'main']
 
 # %% ../nbs/09_evaluation.ipynb #91ff183d
 import argparse
 import json
 import math
+import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ from tqdm import tqdm
 from .data import PictureData, load_data, to_model_range, to_pixels
 from .objective import gaussian_kl
 from .sample import (PRECISIONS, WEIGHTS, autocast, find_checkpoint, load_checkpoint,
-                            load_x0_error, pick_device, run_command, sample, stream)
+                            load_x0_error, pick_device, run_command, sample, stream,
+                            timestep_walk)
 from .scheduler import NoiseScheduler, make_scheduler, randn_like
 
 # %% ../nbs/09_evaluation.ipynb #6de6370b
@@ -42,7 +45,7 @@ def prior_term(
 ) -> Tensor:         # `(b,)` float64, bits per dimension
     "L_T: KL(q(x_T | x_0) || N(0, I)) (eq. 5)."
     last, one = scheduler.alpha_cumprod[-1].cpu(), torch.ones((), dtype=torch.float64)
-    kl = gaussian_kl(last.sqrt() * x0.double().cpu(), 1 - last, 0 * one, one)        # (b, c, h, w)
+    kl = gaussian_kl(last.sqrt() * x0.cpu().double(), 1 - last, 0 * one, one)        # (b, c, h, w)
     return kl.flatten(1).mean(1) / math.log(2)
 
 # %% ../nbs/09_evaluation.ipynb #751b755f
@@ -81,7 +84,7 @@ def decoder_term(
 ) -> Tensor:                 # `(b,)` float64, bits per dimension
     "L_0: -log2 of the mass in each pixel's bin (eq. 13)."
     std = (scheduler.decoder_log_variance(variance)[1] / 2).exp().cpu()
-    x0, mean, half = x0.double().cpu(), x0_pred.double().cpu(), 1 / (num_levels - 1)
+    x0, mean, half = x0.cpu().double(), x0_pred.cpu().double(), 1 / (num_levels - 1)
     level = (x0 + 1) / (2 * half)                                                     # 0..K-1
     if (level - level.round()).abs().max() > 1e-3:
         raise ValueError(f"x0: expected pictures on {num_levels} levels, 2k / {num_levels - 1} - 1; got "
@@ -162,12 +165,14 @@ def bits_per_dim(
 ) -> dict:                   # bits, standard_error, and the three parts of bits
     "The bound (eq. 5) in bits per dimension, averaged over the pictures."
     scheduler = make_scheduler(scheduler.config)
-    first = decoder_term(scheduler, found.x0, found.x0_pred, found.num_levels, variance)
+    pairs = zip(found.x0.split(100), found.x0_pred.split(100))
+    first = torch.cat([decoder_term(scheduler, *pair, found.num_levels, variance) for pair in pairs])
     terms = denoising_term(scheduler, found.error[:, 1:], found.t[:, 1:], variance)       # (n, s-1)
     rest = (terms * found.width[1:]).sum(1)
-    prior = prior_term(scheduler, found.x0)
+    prior = torch.cat([prior_term(scheduler, part) for part in found.x0.split(100)])
     each = prior + rest + first                                                           # (n,)
-    error = each.std() / len(each) ** 0.5 if len(each) > 1 else torch.tensor(float("nan"))
+    if len(each) < 2: raise ValueError(f"found: expected at least 2 pictures, for a standard error; got {len(each)}")
+    error = each.std() / len(each) ** 0.5
     parts = dict(bits=each.mean(), standard_error=error, prior=prior.mean(),
                  denoising=rest.mean(), decoder=first.mean())
     return {k: float(v) for k, v in parts.items()}
@@ -190,17 +195,17 @@ class GaussianDenoiser(nn.Module):
         pictures: Tensor,              # `(n, c, h, w)` in [-1, 1]
         scheduler: NoiseScheduler):
         super().__init__()
-        flat, self.scheduler = pictures.double().flatten(1), scheduler               # (n, d)
-        values, vectors = torch.linalg.eigh(torch.cov(flat.T))
-        for name, v in dict(mean=flat.mean(0), values=values, vectors=vectors).items():
-            self.register_buffer(name, v)
+        flat = pictures.double().flatten(1)                                          # (n, d)
+        values, vectors = torch.linalg.eigh(torch.cov(flat.T, correction=0))
+        tables = dict(mean=flat.mean(0), values=values, vectors=vectors, now=scheduler.alpha_cumprod)
+        for name, v in tables.items(): self.register_buffer(name, v.clone())
 
     def forward(self,
         xt: Tensor,    # `(b, c, h, w)` noisy pictures
         t: Tensor,     # `(b,)` steps 1..T
     ) -> Tensor:       # `(b, c, h, w)` the expected noise
         "E[noise | x_t]."
-        now = self.scheduler.alpha_cumprod[t].view(-1, 1)
+        now = self.now[t].view(-1, 1)
         y = (xt.flatten(1).double() - now.sqrt() * self.mean) @ self.vectors         # (b, d)
         noise = y * (1 - now).sqrt() / (now * self.values.clamp_min(0) + 1 - now)
         return (noise @ self.vectors.T).view_as(xt).to(xt.dtype)
@@ -212,7 +217,7 @@ class PictureClassifier(nn.Module):
         channels: int = 1,
         classes: int = 10):
         super().__init__()
-        layers = []
+        self.channels, layers = channels, []
         for a, b in ((channels, 32), (32, 64), (64, 128)):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
         layers[-1] = nn.AdaptiveAvgPool2d(1)
@@ -242,6 +247,8 @@ def train_classifier(
     progress: bool = False,       # show a bar
 ) -> PictureClassifier:
     "A classifier by the book: Adam, one cycle of the learning rate, cross-entropy."
+    if len(data) < batch_size:
+        raise ValueError(f"batch_size: expected at most the {len(data)} pictures; got {batch_size}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = PictureClassifier(data.channels, int(labels.max()) + 1)
@@ -264,8 +271,9 @@ class InceptionFeatures(nn.Module):
     "The 2048 features that published FIDs use; torchmetrics downloads their weights."
     def __init__(self):
         super().__init__()
-        from torchmetrics.image.fid import NoTrainInceptionV3
-        try: self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+            self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"], antialias=False)
         except Exception as e:
             raise ValueError(f"features: the Inception weights could not be had "
                              f"({' '.join(str(e).split())[:200]})") from None
@@ -339,14 +347,14 @@ def kernel_distance(
     subsets: int = 50,     # random subsets to average over
     size: int = 1000,      # features in each
     seed: int = 0,
-) -> tuple[float, float]:  # KID and its standard error
+) -> tuple[float, float]:  # KID, and the standard error of the average over subsets (not of the sets)
     "KID (Binkowski et al. 2018), by torchmetrics."
     from torchmetrics.image.kid import KernelInceptionDistance
     with warnings.catch_warnings(action="ignore"):                    # of the memory it takes
         metric = KernelInceptionDistance(feature=Given(a.shape[1]), subsets=subsets,
                                          subset_size=min(size, len(a), len(b)))
-    metric.update(a.float(), real=True)
-    metric.update(b.float(), real=False)
+    metric.update(a.double(), real=True)
+    metric.update(b.double(), real=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, std = metric.compute()
@@ -368,15 +376,16 @@ def precision_recall(
 def ladder(
     pictures: Tensor,        # `(n, c, h, w)` uint8, real pictures the features have not seen
     num_levels: int = 256,
+    noise: tuple = (2, 5, 10),   # standard deviations, in 255ths of the range
     seed: int = 0,
 ) -> dict[str, Tensor]:      # name of the rung -> the pictures, damaged
     "Real pictures with known damage, to read distances by."
     g, most = torch.Generator().manual_seed(seed), num_levels - 1
     rungs = {"real": pictures}
-    for level in (2, 5, 10):
-        noise = torch.randn(pictures.shape, generator=g) * level / 255 * most
-        rungs[f"noise {level}/255"] = (pictures + noise).round().clamp(0, most).to(torch.uint8)
-    return rungs | {"moved by 1 pixel": pictures.roll(1, -1)}
+    for level in noise:
+        grain = torch.randn(pictures.shape, generator=g) * level / 255 * most
+        rungs[f"noise {level}/255"] = (pictures + grain).round().clamp(0, most).to(torch.uint8)
+    return rungs | {"moved by 1 pixel": pictures.roll(1, -1)}                    # the last column comes first
 
 # %% ../nbs/09_evaluation.ipynb #c85543ea
 def nearest(
@@ -416,6 +425,7 @@ def quality_row(
     reference=None,            # features of the training set, if they are at hand
 ) -> dict:                     # fid, kid, precision, recall, and the ladder at the same n
     "Distances of samples to the whole training set, beside those of real pictures, damaged."
+    if len(samples) < 4: raise ValueError(f"n: expected at least 4 samples to compare; got {len(samples)}")
     levels, of = data["train"].num_levels, "test" if "test" in data else "train"
     seen = lambda pixels: features_of(net, PictureData(pixels, num_levels=levels))
     reference = features_of(net, data["train"]) if reference is None else reference
@@ -440,7 +450,10 @@ def save_row(
     "Adds a row; one with the same settings is replaced; never leaves half a file."
     try: rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     except ValueError as e: raise ValueError(f"out: {file} is not a JSON list of rows ({e})") from None
-    rows = [r for r in rows if r["settings"] != row["settings"]] + [row]
+    about = lambda r: (r["settings"], *(r.get("about", {}).get(k) for k in ("checkpoint", "step", "data")))
+    try: rows = [r for r in rows if about(r) != about(row)] + [row]
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"out: {file} is not a JSON list of rows") from None
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     temporary.replace(file)
@@ -488,17 +501,33 @@ def evaluate_command() -> None:
     name, own = config["data"]["name"], path.is_relative_to(WEIGHTS)
     out = Path(a.out or (f"{path.name}-evaluation.json" if own else path / "evaluation.json"))
     data = splits(name, model, a.data_dir)
+    features = a.features if a.features != "auto" else name if name in own_features() else "inception"
+    net = load_features(features, device) if a.n and features != "none" else None       # errors before the work
+    check_flags(a, out, net, scheduler, data)
     about = dict(checkpoint=path.name, step=config["step"], data=name, device=str(device),
-                 torch=torch.__version__, ddpm_nb=version("ddpm_nb"))
+                 precision=a.precision, torch=torch.__version__, ddpm_nb=version("ddpm_nb"))
     how = dict(batch_size=a.batch_size, progress=True)
-    if a.bits_n: save_row(out, print_bits(timed(bits_row, a, model, scheduler, path, data, how) | dict(about=about)))
-    features = a.features
-    if features == "auto": features = name if name in own_features() else "inception"
-    if not a.n or features == "none": return
-    net = load_features(features, device)
-    row = timed(samples_row, a, model, scheduler, path, data, net, features, how)
-    save_row(out, print_quality(row | dict(about=about)))
+    if a.bits_n:
+        save_row(out, print_bits(timed(bits_row, a, model, scheduler, path, data, how) | dict(about=about)))
+    if net is not None:
+        row = timed(samples_row, a, model, scheduler, path, data, net, features, how)
+        save_row(out, print_quality(row | dict(about=about)))
     print(out)
+
+
+def check_flags(a, out, net, scheduler, data) -> None:   # or ValueError
+    "What would go wrong after an hour, found at once."
+    timestep_walk(scheduler.num_timesteps, a.steps)
+    for file in (out, a.samples):
+        folder = Path(file or ".").absolute().parent
+        if not os.access(folder, os.W_OK): raise ValueError(f"out, samples: cannot write to {folder}")
+    if net is None: return
+    try: import torchmetrics                                                              # noqa: F401
+    except ImportError: raise ValueError("features: need torchmetrics: pip install 'ddpm_nb[evaluate]'") from None
+    if a.n < 4: raise ValueError(f"n: expected 0, or at least 4 samples to compare; got {a.n}")
+    wanted = getattr(net, "channels", data["train"].channels)
+    if wanted != data["train"].channels:
+        raise ValueError(f"features: expected pictures with {wanted} channel; the data have {data['train'].channels}")
 
 
 def timed(make, *args) -> dict:   # the row, and "seconds"
@@ -512,7 +541,8 @@ def bits_row(a, model, scheduler, path, data, how) -> dict:
     if why := data["train"].inexact: raise ValueError(f"bits-n: expected 0, since {why}; got {a.bits_n}")
     strata = a.strata or None
     settings = dict(what="bits", n=a.bits_n, strata=strata, seed=a.seed)
-    evaluations = a.bits_n * ((strata or scheduler.num_timesteps - 1) + 1) * len(data)
+    pictures = sum(min(a.bits_n, len(d)) for d in data.values())
+    evaluations = pictures * ((strata or scheduler.num_timesteps - 1) + 1)              # without the table's
     return dict(settings=settings, evaluations=evaluations,
                 **likelihood_row(model, scheduler, path, data, a.bits_n, strata, a.seed, **how))
 
@@ -542,7 +572,7 @@ def print_quality(row) -> dict:
     "The row, also for people."
     s, rungs = row["settings"], ", ".join(f"{k} {v:.3f}" for k, v in row["ladder"].items())
     print(f"FID {row['fid']:.3f} ({s['features']} features, n = {s['n']}, {row['reference']})\n"
-          f"ladder: {rungs}\nKID {row['kid']:.5f} +- {row['kid_error']:.5f}, precision {row['precision']:.3f}, "
+          f"ladder (n = {row['ladder_n']}, {row['ladder_of']} pictures): {rungs}\nKID {row['kid']:.4f}, precision {row['precision']:.3f}, "
           f"recall {row['recall']:.3f}\n{row['seconds']} s, {row['evaluations']} network evaluations")
     return row
 
