@@ -502,6 +502,9 @@ def evaluate_command() -> None:
     name, own = config["data"]["name"], path.is_relative_to(WEIGHTS)
     out = Path(a.out or (f"{path.name}-evaluation.json" if own else path / "evaluation.json"))
     data = splits(name, model, a.data_dir)
+    if a.bits_n and (why := data["train"].inexact):
+        raise ValueError(f"bits-n: expected 0, since {why}; got {a.bits_n}")
+    if a.bits_n == 1: raise ValueError("bits-n: expected 0, or at least 2 pictures; got 1")
     features = a.features if a.features != "auto" else name if name in own_features() else "inception"
     net = load_features(features, device) if a.n and features != "none" else None       # errors before the work
     check_flags(a, out, net, scheduler, data)
@@ -521,7 +524,7 @@ def check_flags(a, out, net, scheduler, data) -> None:   # or ValueError
     timestep_walk(scheduler.num_timesteps, a.steps)
     for file in (out, a.samples):
         folder = Path(file or ".").absolute().parent
-        if not os.access(folder, os.W_OK): raise ValueError(f"out, samples: cannot write to {folder}")
+        if not (folder.is_dir() and os.access(folder, os.W_OK)): raise ValueError(f"out, samples: cannot write to {folder}")
     if net is None: return
     try: import torchmetrics                                                              # noqa: F401
     except ImportError: raise ValueError("features: need torchmetrics: pip install 'ddpm_nb[evaluate]'") from None
@@ -539,7 +542,6 @@ def timed(make, *args) -> dict:   # the row, and "seconds"
 
 def bits_row(a, model, scheduler, path, data, how) -> dict:
     "The row of the likelihood."
-    if why := data["train"].inexact: raise ValueError(f"bits-n: expected 0, since {why}; got {a.bits_n}")
     strata = a.strata or None
     settings = dict(what="bits", n=a.bits_n, strata=strata, seed=a.seed)
     pictures = sum(min(a.bits_n, len(d)) for d in data.values())
