@@ -302,4 +302,6 @@ d = { 'settings': { 'branch': 'main',
                               'ddpm_nb.unet.UNet.forward': ('unet.html#unet.forward', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.UpBlock': ('unet.html#upblock', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.UpBlock.__init__': ('unet.html#upblock.__init__', 'ddpm_nb/unet.py'),
-                              'ddpm_nb.unet.UpBlock.forward': ('unet.html#upblock.forward', 'ddpm_nb/unet.py')}}}
+                              'ddpm_nb.unet.UpBlock.forward': ('unet.html#upblock.forward', 'ddpm_nb/unet.py'),
+                              'ddpm_nb.unet.resnet_block': ('unet.html#resnet_block', 'ddpm_nb/unet.py'),
+                              'ddpm_nb.unet.self_attention': ('unet.html#self_attention', 'ddpm_nb/unet.py')}}}

@@ -47,12 +47,13 @@ class ResNetBlock(nn.Module):
         out_dim: int,           # channels that go out
         time_dim: int,          # width of the time embedding
         groups: int,            # of both GroupNorms
-        dropout: float = 0.0):  # probability that a value is dropped before the second convolution
+        dropout: float = 0.0,   # probability that a value is dropped before the second convolution
+        eps: float = 1e-6):     # of both GroupNorms
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_dim, eps=1e-6)
+        self.norm1 = nn.GroupNorm(groups, in_dim, eps=eps)
         self.conv1 = nn.Conv2d(in_dim, out_dim, 3, padding=1)
         self.time_proj = nn.Linear(time_dim, out_dim)
-        self.norm2 = nn.GroupNorm(groups, out_dim, eps=1e-6)
+        self.norm2 = nn.GroupNorm(groups, out_dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_dim, out_dim, 3, padding=1)
         self.shortcut = nn.Identity() if in_dim == out_dim else nn.Conv2d(in_dim, out_dim, 1)
@@ -75,12 +76,13 @@ class SelfAttention(nn.Module):
     def __init__(self,
         dim: int,             # channels
         groups: int,          # of the GroupNorm
-        num_heads: int = 1):  # heads, each with dim / num_heads channels
+        num_heads: int = 1,   # heads, each with dim / num_heads channels
+        eps: float = 1e-6):   # of the GroupNorm
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of the {dim} channels; got {num_heads}")
         self.num_heads = num_heads
-        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, dim, eps=eps)
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)  # q, k and v: three 1x1 convolutions in one
         self.out = zero_init(nn.Conv2d(dim, dim, 1))
         nn.init.zeros_(self.qkv.bias)
@@ -99,17 +101,19 @@ class SelfAttention(nn.Module):
 
 # %% ../nbs/04_blocks.ipynb #04cc8f7f
 class Downsample(nn.Module):
-    "Half the height and width: 3x3, stride 2, with zeros below and at the right."
+    "Half the height and width: 3x3, stride 2, with zeros below and at the right (Ho's code)."
     def __init__(self,
-        dim: int):  # channels
+        dim: int,           # channels
+        padding: int = 0):  # 0: (0, 1, 0, 1), as TensorFlow's SAME does it; 1: on all four sides
         super().__init__()
+        self.padding = (1, 1, 1, 1) if padding else (0, 1, 0, 1)     # left, right, top, bottom
         self.conv = ho_init(nn.Conv2d(dim, dim, 3, stride=2))
 
     def forward(self,
         x: Tensor,  # `(b, dim, h, w)`, h and w even
     ) -> Tensor:    # `(b, dim, h / 2, w / 2)`
-        "Padded (0, 1, 0, 1), as TensorFlow's SAME does it."
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        "The zeros, then the convolution."
+        return self.conv(F.pad(x, self.padding))
 
 
 class Upsample(nn.Module):
