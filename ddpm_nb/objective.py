@@ -124,6 +124,7 @@ class NoiseFrom(nn.Module):
         super().__init__()
         check_prediction(prediction)
         self.model, self.scheduler, self.prediction = model, scheduler, prediction
+        self.config = getattr(model, "config", None)   # of a UNet: the samplers read its picture size
 
     def forward(self,
         xt: Tensor,  # `(b, c, h, w)` noisy pictures

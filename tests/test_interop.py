@@ -1,0 +1,468 @@
+"""The bridge, with diffusers as the oracle: networks, schedules, whole chains, commands; and scipy for the formulas.
+
+Configs of published networks are written out, nothing is downloaded.
+"""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+diffusers = pytest.importorskip(
+    "diffusers", reason="the oracle of these tests: pip install '.[dev,interop]'"
+)
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: E402
+
+from ddpm_nb.data import load_data, to_model_range  # noqa: E402
+from ddpm_nb.diagnose import diagnose  # noqa: E402
+from ddpm_nb.evaluate import GaussianDenoiser, decoder_term, denoising_term  # noqa: E402
+from ddpm_nb.interop import (  # noqa: E402
+    PREDICTION_TYPES,
+    export_checkpoint,
+    from_diffusers,
+    import_pipeline,
+    model_config,
+    scheduler_to_diffusers,
+    to_diffusers,
+    to_our_weights,
+    to_their_weights,
+    unet_fields,
+    unet_from_diffusers,
+    unet_to_diffusers,
+)
+from ddpm_nb.objective import NoiseFrom, training_loss, v_from_noise  # noqa: E402
+from ddpm_nb.sample import (  # noqa: E402
+    ancestral_sample,
+    ddim_sample,
+    load_checkpoint,
+    load_pretrained,
+    sample,
+    stream,
+)
+from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler, NoiseScheduler  # noqa: E402
+from ddpm_nb.unet import PRESETS, ModelConfig, UNet  # noqa: E402
+
+HO = dict(
+    attention_head_dim=None,
+    norm_eps=1e-6,
+    downsample_padding=0,
+    flip_sin_to_cos=False,
+    freq_shift=1,
+)
+SIX_LEVELS = dict(
+    block_out_channels=(128, 128, 256, 256, 512, 512),
+    down_block_types=4 * ("DownBlock2D",) + ("AttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "AttnUpBlock2D") + 4 * ("UpBlock2D",),
+)
+NAMED = {
+    "google/ddpm-cifar10-32": dict(
+        HO,
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    ),
+    # celebahq, cat and church are one architecture
+    "google/ddpm-*-256": dict(HO, sample_size=256, **SIX_LEVELS),
+    "training example": dict(sample_size=64, **SIX_LEVELS),
+    "one head of 8 channels in four": dict(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
+        norm_num_groups=8,
+        in_channels=1,
+        out_channels=1,
+    ),
+}
+SCHEDULES = dict(linear=LinearNoiseScheduler(), squaredcos_cap_v2=CosineNoiseScheduler())
+
+
+def awaken(net, std=0.1):
+    "Every parameter random, so that a test sees all of them."
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * std)
+    return net.eval()
+
+
+def apart(a, b):
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+def check_agreement(ours, unet, size, dtype):
+    "Answers, and the gradient of the loss in every parameter."
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    ours, unet, scheduler = ours.to(dtype), unet.to(dtype), SCHEDULES["linear"]
+    torch.manual_seed(0)
+    x0, noise = (torch.randn(2, ours.config.channels, *size, dtype=dtype) for _ in range(2))
+    t = torch.tensor([1, 777])
+    nets = ours, lambda x, t: unet(x, t - 1).sample
+    with torch.no_grad():
+        a, b = (net(x0, t) for net in nets)
+    assert apart(a, b) < tolerance and b.std() > 1e-3
+    unet.zero_grad()
+    for net in nets:
+        training_loss(net, scheduler, x0, t, noise).mean().backward()
+    mapped = to_their_weights({k: p.grad for k, p in ours.named_parameters()})
+    theirs = {k: p.grad for k, p in unet.named_parameters()}
+    assert mapped.keys() == theirs.keys()
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    assert max(float((mapped[k] - theirs[k]).abs().max()) for k in theirs) < tolerance * largest
+
+
+SIZES = dict(digits=(8, 12), fashion_mnist=(28, 28), cifar10=(16, 16), ffhq128=(16, 16))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_go_out(name):
+    config = replace(ModelConfig.preset(name), dropout=0.0)
+    for dtype in (torch.float32, torch.float64):
+        ours = awaken(UNet(config))
+        unet = unet_to_diffusers(ours)
+        again = unet_from_diffusers(unet).state_dict()
+        assert all(torch.equal(v, again[k]) for k, v in ours.state_dict().items())
+        del again
+        check_agreement(ours, unet, SIZES[name], dtype)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_networks_come_in(name):
+    factor = 2 ** (len(NAMED[name]["block_out_channels"]) - 1)
+    unet = awaken(UNet2DModel(**NAMED[name]), 0.05)
+    ours = unet_from_diffusers(unet)
+    again = unet_to_diffusers(ours)
+    assert unet_fields(ours.config) == unet_fields(model_config(dict(again.config)))
+    back = again.state_dict()
+    assert all(torch.equal(v, back[k]) for k, v in unet.state_dict().items())
+    del again, back
+    check_agreement(ours, unet, (factor, 2 * factor), torch.float32)
+    if sum(p.numel() for p in unet.parameters()) < 5e7:
+        check_agreement(unet_from_diffusers(unet), unet, (factor, 2 * factor), torch.float64)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_map_is_one_to_one(name):
+    with torch.device("meta"):  # shapes without numbers
+        ours, theirs = UNet(model_config(NAMED[name])), UNet2DModel(**NAMED[name])
+    there = to_their_weights(ours.state_dict())
+    assert {k: v.shape for k, v in there.items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    rows, count = {}, 0  # every row of every tensor gets a number, and each must arrive once
+    for k, v in ours.state_dict().items():
+        rows[k] = torch.arange(count, count + len(v)).view(-1, *[1] * (v.ndim - 1))
+        count += len(v)
+    there = to_their_weights(rows)
+    seen = torch.cat([v.flatten() for v in there.values()])
+    assert torch.equal(seen.sort().values, torch.arange(count))
+    back = to_our_weights(there, rows)
+    assert all(torch.equal(back[k], v) for k, v in rows.items())
+
+
+def test_every_field_of_a_config_goes_out_and_comes_back():
+    base = dict(
+        lowest_resolution_size=2,
+        dim_multiply=(1, 2),
+        transformer_layers=(0,),
+        base_dim=32,
+        channels=2,
+    )
+    choices = dict(
+        transformer_layers=[(), (1,), (0, 1)],
+        attention_head_dim=[None, 8, 32],
+        norm_num_groups=[None, 1, 32],
+        norm_eps=[1e-6, 1e-3],
+        downsample_padding=[0, 1],
+        flip_sin_to_cos=[False, True],
+        freq_shift=[0, 1],
+        dropout=[0.0, 0.2],
+    )
+    for name, values in choices.items():
+        for value in values:
+            config = ModelConfig(**{**base, name: value})
+            ours = awaken(UNet(config), 0.2).double()
+            unet = unet_to_diffusers(ours)
+            assert unet_from_diffusers(unet).config == config
+            x, t = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.tensor([1, 500])
+            with torch.no_grad():
+                assert apart(ours(x, t), unet(x, t - 1).sample) < 1e-12, (name, value)
+
+
+def digits():
+    data = load_data("digits")
+    return to_model_range(data.pictures, data.num_levels).double()
+
+
+def answering(net, s, prediction):
+    "The exact denoiser, saying what `prediction` asks for."
+    if prediction == "epsilon":
+        return net
+    if prediction == "sample":
+        return lambda x, t: s.predict_x0(x, net(x, t), t)
+    return lambda x, t: v_from_noise(s, x, net(x, t), t)
+
+
+def with_our_table(theirs, s):
+    theirs.alphas_cumprod = s.alpha_cumprod[1:].clone()
+    theirs.one = theirs.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    return theirs
+
+
+@torch.no_grad()
+def their_walk(net, theirs, x, **kwargs):
+    generator = torch.Generator().manual_seed(1)
+    for t in theirs.timesteps:
+        answer = net(x, torch.full((len(x),), int(t) + 1))
+        x = theirs.step(answer, t, x, generator=generator, **kwargs).prev_sample
+    return x
+
+
+START = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_chains_of_1000_steps(schedule):
+    s = SCHEDULES[schedule]
+    exact = GaussianDenoiser(digits(), s)
+    for variance, clip, prediction in itertools.product(
+        (("fixed_small", "beta_tilde"), ("fixed_large", "beta")), (True, False), PREDICTION_TYPES
+    ):
+        net = answering(exact, s, prediction)
+        ours = ancestral_sample(
+            NoiseFrom(net, s, PREDICTION_TYPES[prediction]),
+            s,
+            START,
+            variance=variance[1],
+            clip=clip,
+            generator=torch.Generator().manual_seed(1),
+        )
+        makes = [(with_our_table, 1e-10)]
+        if prediction == "epsilon":
+            makes += [(lambda x, s: x, 1e-3)]  # as it comes
+        for make, tolerance in makes:
+            theirs = DDPMScheduler(
+                beta_schedule=schedule,
+                variance_type=variance[0],
+                clip_sample=clip,
+                prediction_type=prediction,
+            )
+            off = (their_walk(net, make(theirs, s), START) - ours).abs().max()
+            assert off < tolerance, (variance, clip, prediction, float(off))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ddim_where_the_steps_divide(schedule):
+    s = SCHEDULES[schedule]
+    exact = GaussianDenoiser(digits(), s)
+    for eta, steps, clip, prediction in itertools.product(
+        (0.0, 1.0), (1, 10, 125), (True, False), PREDICTION_TYPES
+    ):
+        net = answering(exact, s, prediction)
+        ours = ddim_sample(
+            NoiseFrom(net, s, PREDICTION_TYPES[prediction]),
+            s,
+            START,
+            steps,
+            eta,
+            clip,
+            generator=torch.Generator().manual_seed(1),
+        )
+        # from cosine noise of abar_T = 2e-9, float32 x0 is a difference of numbers 20,000 times its size
+        loose = 1e-3 if clip or schedule == "linear" or steps > 1 else 1.0
+        for make, tolerance in ((lambda x, s: x, loose), (with_our_table, 1e-10)):
+            theirs = DDIMScheduler(
+                beta_schedule=schedule,
+                clip_sample=clip,
+                prediction_type=prediction,
+                timestep_spacing="trailing",
+            )
+            theirs.set_timesteps(steps)
+            x = their_walk(net, make(theirs, s), START, eta=eta, use_clipped_model_output=True)
+            assert (x - ours).abs().max() < tolerance, (eta, steps, clip, prediction)
+
+
+def pipeline_pictures(pipeline, n, steps):
+    pipeline.set_progress_bar_config(disable=True)
+    streams = [stream(0, i) for i in range(n)]
+    return 2 * pipeline(n, streams, steps, output_type="pt").images - 1
+
+
+IN_A_FRESH_PROCESS = """
+import sys, torch
+from diffusers import DDPMPipeline
+pipeline = DDPMPipeline.from_pretrained(sys.argv[1])
+noise = [torch.Generator().manual_seed(int(s)) for s in sys.argv[3:]]
+torch.save(pipeline(len(noise), noise, num_inference_steps=int(sys.argv[2]), output_type="pt").images, "x.pt")
+pipeline(2, num_inference_steps=2).images[1].save("x.png")
+assert not [m for m in sys.modules if m.startswith("ddpm_nb")]
+"""
+
+
+def test_a_trained_network_draws_the_same_pictures_in_diffusers(tmp_path, run, tiny):
+    "Trained here, exported by the command, sampled by diffusers alone, and brought back."
+    run("ddpm-train", "digits", *tiny, "--max-steps", 200, "--out-dir", tmp_path / "run")
+    done = run("ddpm-export", tmp_path / "run", tmp_path / "pipeline", "--variance", "beta")
+    assert "DDPMPipeline.from_pretrained" in done.stdout
+    config = json.loads((tmp_path / "pipeline/scheduler/scheduler_config.json").read_text())
+    assert config["beta_schedule"] == "squaredcos_cap_v2" and config["trained_betas"] is None
+    assert config["variance_type"] == "fixed_large" and config["timestep_spacing"] == "trailing"
+    seeds = [stream(0, i).initial_seed() for i in range(4)]
+    run("python", "-c", IN_A_FRESH_PROCESS, tmp_path / "pipeline", 1000, *seeds, cwd=tmp_path)
+    theirs = 2 * torch.load(tmp_path / "x.pt") - 1
+    model, scheduler = load_checkpoint(tmp_path / "run")
+    ours = sample(model, scheduler, 4, variance="beta")
+    assert (ours - theirs).abs().max() * 127.5 < 1 and ours.std() > 0.1
+    assert (tmp_path / "x.png").stat().st_size > 50
+    done = run("ddpm-import", tmp_path / "pipeline", tmp_path / "back", "--data", "digits")
+    assert "--variance beta" in done.stdout
+    again, schedule = load_checkpoint(tmp_path / "back")
+    assert schedule.config == scheduler.config and again.config == model.config
+    back = again.state_dict()
+    assert all(torch.equal(v, back[k]) for k, v in model.state_dict().items())
+    assert not diagnose(str(tmp_path / "back")).wrong  # an import is a checkpoint like any other
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_shipped_weights_draw_the_same_pictures(name):
+    model, scheduler = load_pretrained(name)
+    ours = sample(model, scheduler, 2, steps=20)
+    theirs = pipeline_pictures(DDPMPipeline(*to_diffusers(model, scheduler)), 2, 20)
+    assert (ours - theirs).abs().max() * 127.5 < 1
+
+
+def test_other_predictions_come_in_as_noise(tmp_path):
+    s = CosineNoiseScheduler()
+    unet = awaken(UNet2DModel(**NAMED["one head of 8 channels in four"]), 0.02)
+    for prediction in PREDICTION_TYPES:
+        theirs = DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=prediction,
+            timestep_spacing="trailing",
+        )
+        pipeline = DDPMPipeline(unet, theirs)
+        pipeline.save_pretrained(tmp_path / prediction)
+        for source in (pipeline, tmp_path / prediction, str(tmp_path / prediction)):
+            model, scheduler, how = from_diffusers(source)
+            assert scheduler.config == s.config and how == dict(variance="beta_tilde", clip=True)
+        ours = sample(model, scheduler, 2, steps=10, **how)  # the config's size is known
+        assert (ours - pipeline_pictures(pipeline, 2, 10)).abs().max() * 127.5 < 1, prediction
+
+
+def test_every_beta_of_theirs(tmp_path):
+    for schedule in ("linear", "squaredcos_cap_v2", "scaled_linear", "sigmoid"):
+        theirs = DDPMScheduler(beta_schedule=schedule)
+        pipeline = DDPMPipeline(UNet2DModel(**NAMED["one head of 8 channels in four"]), theirs)
+        _, s, _ = from_diffusers(pipeline)
+        assert torch.allclose(
+            s.alpha_cumprod[1:], theirs.alphas_cumprod.double(), rtol=2e-5, atol=0
+        )
+    odd = NoiseScheduler(np.linspace(0.03, 0.2, 77) ** 2)
+    scheduler_to_diffusers(odd).save_pretrained(tmp_path)
+    (again,) = [
+        from_diffusers(DDPMPipeline(pipeline.unet, DDPMScheduler.from_pretrained(tmp_path)))[1]
+    ]
+    assert torch.equal(again.beta, odd.beta)
+
+
+def test_what_may_go_wrong(tmp_path, run):
+    unet = UNet2DModel(**NAMED["one head of 8 channels in four"])
+    bad = UNet2DModel(
+        **NAMED["one head of 8 channels in four"] | dict(act_fn="gelu", class_embed_type="timestep")
+    )
+    with pytest.raises(ValueError) as e:
+        from_diffusers(DDPMPipeline(bad, DDPMScheduler(thresholding=True, variance_type="learned")))
+    for field in ("act_fn", "class_embed_type", "thresholding", "variance_type"):
+        assert f"{field}: expected" in str(e.value)
+    with pytest.raises(
+        ValueError, match="DDPMScheduler or a DDIMScheduler; got EulerDiscreteScheduler"
+    ):
+        from_diffusers(DDPMPipeline(unet, diffusers.EulerDiscreteScheduler()))
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr: expected False; got True"):
+        from_diffusers(DDPMPipeline(unet, DDPMScheduler(rescale_betas_zero_snr=True)))
+    with pytest.raises(ValueError, match="model: expected a ddpm_nb UNet; got Linear"):
+        to_diffusers(torch.nn.Linear(1, 1), SCHEDULES["linear"])
+    DDPMPipeline(unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(
+        tmp_path / "v"
+    )
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    for call, args, message in [
+        (export_checkpoint, ("nothing", tmp_path / "x"), "checkpoint: expected a run folder"),
+        (export_checkpoint, ("digits", tmp_path / "full"), "folder: expected a new or empty one"),
+        (export_checkpoint, ("digits", tmp_path / "no" / "x"), "folder: there is no folder"),
+        (export_checkpoint, ("digits", tmp_path / "x", "learned"), "variance: expected one of"),
+        (import_pipeline, (tmp_path / "full", tmp_path / "x"), "source: expected a pipeline"),
+        (import_pipeline, (tmp_path / "v", tmp_path / "full"), "folder: expected a new or empty"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(*args)
+    done = run("ddpm-import", tmp_path / "v", tmp_path / "x", code=2, HF_HUB_OFFLINE="1")
+    assert done.stderr.splitlines()[-1].endswith("this one predicts v")
+    assert not (tmp_path / "x").exists() and (tmp_path / "full" / "mine.txt").is_file()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+# An oracle that is neither of the two: scipy's distributions, on a grid.
+
+
+@pytest.mark.parametrize("t, t_prev", [(1000, 999), (500, 499), (40, 30), (2, 1), (1000, 700)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_posterior_is_bayes_on_a_grid(schedule, t, t_prev):
+    s, x0, xt = SCHEDULES[schedule], 0.3, -0.4
+    now, before = float(s.alpha_cumprod[t]), float(s.alpha_cumprod[t_prev])
+    alpha = now / before
+    x = np.linspace(-8, 8, 400_001)  # x at t_prev
+    log_p = stats.norm.logpdf(x, before**0.5 * x0, (1 - before) ** 0.5)
+    log_p += stats.norm.logpdf(xt, alpha**0.5 * x, (1 - alpha) ** 0.5)
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean = (p * x).sum()
+    variance = (p * (x - mean) ** 2).sum()
+    tensor = torch.full((1, 1, 1, 1), 1.0, dtype=torch.float64)
+    found = s.posterior_mean_variance(x0 * tensor, xt * tensor, t, t_prev)
+    assert float(found[0]) == pytest.approx(mean, rel=1e-8, abs=1e-9)
+    assert float(found[1]) == pytest.approx(variance, rel=1e-6)
+    assert float(s.sampling_std(t, t_prev)) ** 2 == pytest.approx(variance, rel=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
+@pytest.mark.parametrize("levels", [17, 256])
+def test_decoder_is_scipys_probability_of_a_bin(variance, levels):
+    s = SCHEDULES["linear"]
+    x0 = 2 * torch.arange(levels, dtype=torch.float64) / (levels - 1) - 1
+    mean = 0.9 * x0 + 0.01
+    std = float(s.decoder_log_variance(variance)[1].exp()) ** 0.5
+    half = 1 / (levels - 1)  # of a bin
+    value, center = x0.numpy(), mean.numpy()
+    low = np.where(value < half - 1, -np.inf, value - half)
+    high = np.where(value > 1 - half, np.inf, value + half)
+    left = stats.norm.logcdf(high, center, std), stats.norm.logcdf(low, center, std)
+    right = stats.norm.logsf(low, center, std), stats.norm.logsf(high, center, std)
+    most, rest = np.where(value > center, right, left)  # from the tail that the bin is in
+    want = -(most + np.log1p(-np.exp(rest - most))) / np.log(2)
+    each = [x.view(-1, 1, 1, 1) for x in (x0, mean)]  # one pixel a picture
+    found = decoder_term(s, *each, levels, variance)
+    assert np.allclose(found, want, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
+@pytest.mark.parametrize("t", [2, 50, 900])
+def test_kl_is_an_integral_on_a_grid(variance, t):
+    s, error = SCHEDULES["linear"], 0.01
+    alpha, now, before = (
+        float(x) for x in (s.alpha[t], s.alpha_cumprod[t], s.alpha_cumprod[t - 1])
+    )
+    shift = before**0.5 * (1 - alpha) / (1 - now) * error**0.5  # of the mean, for an x0 off by 0.1
+    std_q = float(s.posterior_variance[t]) ** 0.5
+    std_p = std_q if variance == "beta_tilde" else (1 - alpha) ** 0.5
+    x = np.linspace(-15 * std_q, 15 * std_q, 200_001)
+    q = stats.norm.logpdf(x, 0, std_q)
+    kl = np.trapezoid(np.exp(q) * (q - stats.norm.logpdf(x, shift, std_p)), x) / np.log(2)
+    found = denoising_term(s, torch.tensor(error), torch.tensor(t), variance)
+    assert float(found) == pytest.approx(kl, rel=1e-6)
