@@ -39,8 +39,8 @@ ship: evaluate       ## put RUN's weights into the package, with COMMIT=... and 
 	PATH=$(BIN):$$PATH nbdev-test nbs/11_fashion_mnist.ipynb --save --n-workers 0
 	$(BIN)/nbdev-clean --fname nbs/11_fashion_mnist.ipynb
 
-bench: $(VENV)/.dev  ## speed and memory beside diffusers
-	$(BIN)/python -m benchmarks.train_step
+bench: $(VENV)/.bench  ## speed, memory and lines of code beside diffusers and lucidrains
+	$(BIN)/python -m benchmarks.side_by_side
 
 clean:               ## remove what the other targets made, the installation too
 	rm -rf $(VENV) demo build dist *.egg-info _proc _site
@@ -57,6 +57,10 @@ $(VENV)/.run: $(VENV)/.pip settings.ini setup.py pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.pip settings.ini setup.py pyproject.toml
 	$(BIN)/pip install -q -e ".[dev,docs,evaluate,interop]"
+	touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(VENV)/.pip settings.ini setup.py pyproject.toml
+	$(BIN)/pip install -q -e ".[interop,bench]"
 	touch $@ $(VENV)/.run
 
 .PHONY: help demo test lab docs docs-serve evaluate ship bench clean

@@ -470,8 +470,7 @@ def evaluate_flags() -> argparse.Namespace:
     p.add_argument("--n", type=int, default=2000, help="samples; 0: none (2000)")
     p.add_argument("--method", choices=["ddpm", "ddim"], default="ddpm", help="(ddpm)")
     p.add_argument("--steps", type=int, default=50, help="of the walk (50)")
-    p.add_argument("--variance", choices=["beta_tilde", "beta", "optimal"], default="beta_tilde",
-                   help="ddpm's (beta_tilde)")
+    p.add_argument("--variance", choices=["beta_tilde", "beta", "optimal"], help="ddpm's (beta_tilde)")
     p.add_argument("--seed", type=int, default=0, help="the same seed, the same numbers (0)")
     p.add_argument("--features", default="auto", help="digits, fashion_mnist, inception, none; auto: the data set's own")
     p.add_argument("--batch-size", type=int, default=100, help="pictures at a time (100)")
@@ -496,6 +495,9 @@ def splits(name, model, data_dir) -> dict:   # "train" and, where there is one, 
 def evaluate_command() -> None:
     "The command ddpm-evaluate."
     a = evaluate_flags()
+    if a.variance and a.method == "ddim":
+        raise ValueError(f"variance: expected none with method ddim, it is ddpm's; got {a.variance}")
+    a.variance = a.variance or "beta_tilde"
     path, device = find_checkpoint(a.checkpoint), a.device or pick_device()
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     model, scheduler = load_checkpoint(path, device)

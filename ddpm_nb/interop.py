@@ -16,7 +16,6 @@ import argparse
 import inspect
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -87,6 +86,8 @@ def to_our_weights(
     shapes: dict[str, Tensor],      # by ours: the state dict of a network of that config
 ) -> dict[str, Tensor]:             # by ours
     "The way back: every tensor of theirs is used once."
+    if wrong := set(weights) ^ {new for name in shapes for new in their_names(name)}:
+        raise ValueError(f"weights: expected those of the config; missing or left over: {', '.join(sorted(wrong)[:3])}")
     return {name: torch.cat([weights[n] for n in their_names(name)]).reshape(like.shape)
             for name, like in shapes.items()}
 
@@ -102,12 +103,11 @@ def unet_to_diffusers(
     model: UNet,
 ):                     # -> diffusers' UNet2DModel, on the same device, of the same dtype
     "The same network in diffusers: `model(x, t)` is `unet(x, t - 1).sample`."
+    model = getattr(model, "_orig_mod", model)                        # of a compiled network
     if not isinstance(model, UNet):
         raise ValueError(f"model: expected a ddpm_nb UNet; got {type(model).__name__}")
-    unet = need_diffusers().UNet2DModel(**unet_fields(model.config))
-    unet.load_state_dict(to_their_weights(model.state_dict()))       # none missing, none left over
-    weight = model.stem.weight
-    if weight.dtype != torch.float32: unet = unet.to(weight.dtype)    # it warns about any dtype
+    weight, unet = model.stem.weight, need_diffusers().UNet2DModel(**unet_fields(model.config))
+    unet.type(weight.dtype).load_state_dict(to_their_weights(model.state_dict()))
     return unet.to(weight.device).train(model.training)
 
 # %% ../nbs/10_interop.ipynb #8746f0c4
@@ -116,29 +116,34 @@ def model_config(
 ) -> ModelConfig:        # or ValueError, with every field that ours cannot express
     "Our config of their network."
     parameters = inspect.signature(need_diffusers().UNet2DModel.__init__).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.name != "self"}
-    theirs = {name: plain(given.get(name, value)) for name, value in defaults.items()}
+    defaults = {p.name: plain(p.default) for p in parameters if p.name != "self"}
+    theirs = defaults | {k: plain(v) for k, v in given.items() if k[0] != "_"}
     widths, size, groups = (theirs[k] for k in ("block_out_channels", "sample_size", "norm_num_groups"))
-    base, levels, attention = widths[0], len(widths), theirs["down_block_types"]
-    unfit, ours = [], {name: plain(value) for name, value in defaults.items()}
-    same = dict(act_fn=("swish", "silu"), attn_norm_num_groups=(groups, None), time_embedding_dim=(4 * base, None))
+    attention, levels = ["Attn" in name for name in theirs["down_block_types"]], len(widths)
+    if not levels or len(attention) != levels:
+        raise ValueError(f"unet: fields that do not fit: block_out_channels: expected one a level, "
+                         f"{len(attention)}; got {widths!r}")
+    same = dict(act_fn=("swish", "silu"), attn_norm_num_groups=(groups, None), time_embedding_dim=(4 * widths[0], None))
+    if theirs["time_embedding_type"] == "positional": theirs["num_train_timesteps"] = None    # not used then
     for name, (word, other) in same.items():                                        # two words for one thing
         if theirs[name] == word: theirs[name] = other
+    unfit, factor = [], 2 ** (levels - 1)
     if isinstance(size, list) and len(set(size)) == 1: size = size[0]
-    if not isinstance(size, int):
-        unfit.append(f"sample_size: expected one number, for height and width; got {size!r}")
-        size = 2 ** (levels - 1)
-    theirs["sample_size"] = size
+    if not isinstance(size, int) or size < 1 or size % factor:
+        unfit.append(f"sample_size: expected one number for height and width, a multiple of {factor}; got {size!r}")
+        size = factor
+    theirs["sample_size"], ours = size, defaults
     try:
         config = ModelConfig(
-            size // 2 ** (levels - 1), [w // base for w in widths], [i for i in range(levels) if "Attn" in attention[i]],
-            base, theirs["in_channels"], norm_num_groups=groups, **{k: theirs[k] for k in SHARED})
-        if groups == group_count(base): config.norm_num_groups = None
-        ours |= unet_fields(config)
+            size // factor, [w // widths[0] for w in widths], [i for i in range(levels) if attention[i]],
+            widths[0], theirs["in_channels"], norm_num_groups=groups, **{k: theirs[k] for k in SHARED})
+        if groups == group_count(widths[0]): config.norm_num_groups = None
+        ours = defaults | unet_fields(config)
     except ValueError as e:
         unfit += str(e).split(" | ")
-        ours |= {k: theirs[k] for k in unet_fields(ModelConfig.preset("cifar10"))}   # not judged twice
-    unfit += [f"{k}: expected {ours[k]!r}; got {v!r}" for k, v in theirs.items() if v != ours[k]]
+        ours = defaults | {k: theirs[k] for k in unet_fields(ModelConfig.preset("cifar10"))}   # not judged twice
+    unfit += [f"{k}: expected {ours.get(k, 'no such field')!r}; got {v!r}"
+              for k, v in theirs.items() if k not in ours or v != ours[k]]
     if unfit: raise ValueError(f"unet: fields that do not fit: {' | '.join(unfit)}")
     return config
 
@@ -154,11 +159,12 @@ def unet_from_diffusers(
     unet,             # diffusers' UNet2DModel
 ) -> UNet:            # on the same device, of the same dtype
     "The same network here: `unet(x, t - 1).sample` is `model(x, t)`."
+    unet = getattr(unet, "_orig_mod", unet)                           # of a compiled network
     if not isinstance(unet, need_diffusers().UNet2DModel):
         raise ValueError(f"unet: expected a diffusers UNet2DModel; got {type(unet).__name__}")
-    model = UNet(model_config(dict(unet.config)))
+    model = UNet(model_config(dict(unet.config))).to(unet.dtype)
     model.load_state_dict(to_our_weights(unet.state_dict(), model.state_dict()))
-    return model.to(unet.device, unet.dtype).train(unet.training)
+    return model.to(unet.device).train(unet.training)
 
 # %% ../nbs/10_interop.ipynb #5e42c8a9
 VARIANCE_TYPES = dict(beta_tilde="fixed_small", beta="fixed_large")
@@ -171,7 +177,9 @@ def scheduler_to_diffusers(
     clip: bool = True,               # clip the guess of x0 to [-1, 1]
 ):                                   # -> diffusers' DDPMScheduler
     "The same schedule in diffusers; its step t is our t + 1."
-    if variance not in VARIANCE_TYPES:
+    if not isinstance(scheduler, NoiseScheduler):
+        raise ValueError(f"scheduler: expected a ddpm_nb NoiseScheduler; got {type(scheduler).__name__}")
+    if not isinstance(variance, str) or variance not in VARIANCE_TYPES:
         raise ValueError(f"variance: expected one of {', '.join(VARIANCE_TYPES)}, diffusers has no other; "
                          f"got {variance if isinstance(variance, str) else type(variance).__name__}")
     c = scheduler.config
@@ -181,33 +189,36 @@ def scheduler_to_diffusers(
     else: betas = dict(trained_betas=scheduler.beta[1:].tolist())
     return need_diffusers().DDPMScheduler(
         scheduler.num_timesteps, variance_type=VARIANCE_TYPES[variance], clip_sample=clip,
-        timestep_spacing="trailing", **betas)             # the one spacing that starts at T
+        timestep_spacing="trailing" if variance == "beta_tilde" else "linspace", **betas)
 
 # %% ../nbs/10_interop.ipynb #94d0e8a6
 def scheduler_from_diffusers(
     theirs,                            # a DDPMScheduler or DDIMScheduler
-) -> tuple[NoiseScheduler, dict]:      # and `variance` and `clip` for the samplers
+) -> tuple[NoiseScheduler, dict]:      # and how to sample: keyword arguments of `sample`
     "Their schedule and their way of sampling, here."
-    c, kind = theirs.config, type(theirs).__name__
+    kind = type(theirs).__name__
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
         raise ValueError(f"scheduler: expected a DDPMScheduler or a DDIMScheduler; got {kind}")
+    c, T, betas = theirs.config, theirs.config.num_train_timesteps, theirs.config.trained_betas
     variances = {v: k for k, v in VARIANCE_TYPES.items()} | dict(fixed_small_log="beta_tilde")
-    variance = c.get("variance_type", "fixed_small")           # DDIM's scheduler has none
-    predicts = c.prediction_type
+    variance, predicts = c.get("variance_type", "fixed_small"), c.prediction_type        # DDIM's has no variance
+    count = T if betas is None else len(betas)
     rules = dict(
         prediction_type=(predicts in PREDICTION_TYPES, ", ".join(PREDICTION_TYPES), predicts),
         variance_type=(variance in variances, ", ".join(variances), variance),
         thresholding=(not c.thresholding, "False", c.thresholding),
         rescale_betas_zero_snr=(not c.rescale_betas_zero_snr, "False", c.rescale_betas_zero_snr),
-        clip_sample_range=(not c.clip_sample or c.clip_sample_range == 1, "1", c.clip_sample_range))
+        clip_sample_range=(not c.clip_sample or c.clip_sample_range == 1, "1", c.clip_sample_range),
+        set_alpha_to_one=(c.get("set_alpha_to_one", True), "True", False),
+        trained_betas=(count == T, f"num_train_timesteps = {T} of them", count))
     if unfit := [f"{k}: expected {what}; got {got!r}" for k, (good, what, got) in rules.items() if not good]:
         raise ValueError(f"scheduler: fields that do not fit: {' | '.join(unfit)}")
-    T, betas = c.num_train_timesteps, c.trained_betas
-    how = dict(variance=variances[variance], clip=c.clip_sample)
+    how = dict(clip=c.clip_sample)
+    how |= dict(variance=variances[variance]) if kind == "DDPMScheduler" else dict(method="ddim")
     named = c.beta_schedule if betas is None else None
     if named == "linear": return LinearNoiseScheduler(T, c.beta_start, c.beta_end), how
     if named == "squaredcos_cap_v2": return CosineNoiseScheduler(T), how
-    return NoiseScheduler(torch.as_tensor(betas or theirs.betas, dtype=torch.float64)), how
+    return NoiseScheduler(torch.as_tensor(theirs.betas if betas is None else betas, dtype=torch.float64)), how
 
 # %% ../nbs/10_interop.ipynb #71f5598b
 def to_diffusers(
@@ -224,7 +235,7 @@ def to_diffusers(
 def from_diffusers(
     source,                                     # a pipeline, its folder, or its name on the hub
 ) -> tuple[nn.Module, NoiseScheduler, dict]:    # network, schedule, and how its sampler was set
-    "Their pipeline here: `sample(model, scheduler, n, **how)` draws its pictures."
+    "Their pipeline here: `sample(model, scheduler, n, **how)` draws its pictures, with all T steps."
     if isinstance(source, str | Path): source = open_pipeline(source)
     parts, unfit = [], []
     for convert, part in ((scheduler_from_diffusers, "scheduler"), (unet_from_diffusers, "unet")):
@@ -232,6 +243,7 @@ def from_diffusers(
         except ValueError as e: unfit.append(str(e))
     if unfit: raise ValueError(" | ".join(unfit))
     (scheduler, how), model = parts
+    if model.stem.weight.dtype.itemsize < 4: model = model.float()               # what the samplers take
     prediction = PREDICTION_TYPES[source.scheduler.config.prediction_type]
     return (model if prediction == "noise" else NoiseFrom(model, scheduler, prediction)), scheduler, how
 
@@ -240,8 +252,12 @@ def open_pipeline(
     source,           # a folder, or a name on the hub
 ):                    # -> diffusers' DDPMPipeline
     "Reads a pipeline; what goes wrong is a ValueError that names it."
-    try: return need_diffusers().DDPMPipeline.from_pretrained(str(source))
-    except (OSError, TypeError, KeyError, AttributeError) as e:
+    kind = need_diffusers().DDPMPipeline
+    try:
+        pipeline = kind.from_pretrained(str(source))
+        if any(p.is_meta for p in pipeline.unet.parameters()): raise ValueError("some weights are missing")
+        return pipeline
+    except Exception as e:
         raise ValueError(f"source: expected a pipeline, its folder or its name on the hub; {source} "
                          f"cannot be loaded: {' '.join(str(e).split())[:200]}") from None
 
@@ -258,7 +274,7 @@ def export_checkpoint(
     try:
         need_diffusers().DDPMPipeline(*parts).save_pretrained(temporary)
         temporary.rename(folder)
-    except OSError as e: raise OSError(f"{folder} could not be written, nothing of it is left: {e}") from e
+    except Exception as e: raise OSError(f"{folder} could not be written, nothing of it is left: {e}") from e
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
@@ -274,17 +290,21 @@ def import_pipeline(
     if not isinstance(model, UNet):
         raise ValueError(f"prediction_type: a checkpoint holds a network that predicts the noise; "
                          f"this one predicts {model.prediction}")
+    new = not folder.exists()
     folder.mkdir(exist_ok=True)
     config = dict(model=model.config.to_dict(), scheduler=scheduler.config, training=dict(data_dir=None),
                   data=dict(name=data or "pictures"))                    # as of a run on pictures in memory
-    return save_checkpoint(folder, 0, {"model": model.state_dict()}, config, keep=1), how
+    try: return save_checkpoint(folder, 0, {"model": model.state_dict()}, config, keep=1), how
+    except OSError:
+        if new: folder.rmdir()
+        raise
 
 
 def empty_folder(
     folder,          # where something will be written
 ) -> Path:           # the folder: new or empty, in a folder that is there
     "Refuses a folder that holds something."
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     if not folder.parent.is_dir():
         raise ValueError(f"folder: there is no folder {folder.parent} to put it in")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -313,8 +333,11 @@ def import_command() -> None:
     p.add_argument("folder", help="where to: new or empty")
     p.add_argument("--data", help="what it was trained on, for ddpm-evaluate: cifar10, a folder, ...")
     a = p.parse_args()
+    need_diffusers().utils.logging.disable_progress_bar()
     path, how = import_pipeline(a.source, a.folder, a.data)
-    print(f"{path}\nnext: ddpm-sample {path.parent} --variance {how['variance']}")
+    flag = f"--variance {how['variance']}" if "variance" in how else "--method ddim"
+    print(f"{path}\nnext: ddpm-sample {path.parent} {flag}")
+    if not how["clip"]: print("note: its sampler does not clip the guess of x0; ddpm-sample does, sample(..., clip=False) does not")
 
 
 def main_export() -> None:

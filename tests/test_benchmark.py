@@ -1,52 +1,78 @@
 "The benchmark runs, prints its table and logs a line. Nothing depends on how fast anything is."
 
+import importlib
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip(
     "diffusers", reason="the benchmark compares with diffusers: pip install '.[dev,interop]'"
 )
-from benchmarks import train_step  # noqa: E402
+from benchmarks import side_by_side, sides, users  # noqa: E402
 
-SMALL = [
-    "--widths",
-    "32,32",
-    "--size",
-    "8",
-    "--attention",
-    "4",
-    "--batch",
-    "2",
-    "--rounds",
-    "1",
-    "--steps",
-    "1",
-]
+SMALL = "--widths 32,32 --size 8 --attention 4 --batch 2 --rounds 1 --steps 1".split()
 
 
 def test_prints_and_logs(tmp_path, capsys):
-    train_step.main([*SMALL, "--no-memory", "--log", str(tmp_path / "log.jsonl")])
+    side_by_side.main([*SMALL, "--no-memory", "--log", str(tmp_path / "log.jsonl")])
     out = capsys.readouterr().out
     result = json.loads((tmp_path / "log.jsonl").read_text())
+    there = [side for side in sides.SIDES if sides.installed(side)]
     assert [(r["network"], r["precision"]) for r in result["rows"]] == [
-        (side, precision) for precision in ("float32", "bf16") for side in ("ours", "theirs")
+        (side, precision) for precision in ("float32", "bf16") for side in there
     ]
-    assert (
-        result["parameters"]["ours"] == result["parameters"]["theirs"]
-    )  # the same network, or the comparison is none
+    assert result["parameters"]["ours"] == result["parameters"]["diffusers"]
+    assert (result["lucidrains"] is None) == ("lucidrains" not in there)
+    assert ("lucidrains is left out" in out) == ("lucidrains" not in there)
     assert all(r["train_per_s"] > 0 and r["sample_per_s"] > 0 for r in result["rows"])
-    assert all(
-        0 < r[k] < 1
-        for r in result["rows"]
-        if r["network"] == "ours"
-        for k in ("randomness_share", "ema_share")
-    )
+    assert all(r["compile_seconds"] is None for r in result["rows"])
+    assert result["rows"][1]["train_ratio"] == result["rows"][1]["sample_ratio"] == 1
+    assert all(result["rows"][0][k] > 0 for k in ("randomness_share", "ema_share"))
+    assert result["lines"].keys() == sides.SIDES.keys()
     assert "matrix products" in out and "ratio" in out
 
 
-def test_memory_is_measured_in_a_fresh_process():
-    assert train_step.peak_memory_in_fresh_process(SMALL, "ours", "float32", "train") > 1e6
+def test_stops_if_the_networks_are_not_the_same():
+    args = side_by_side.parse(SMALL)
+    ours, theirs = (sides.SIDES[k](args, "float32").model for k in ("ours", "diffusers"))
+    sides.check_same(ours, theirs, (2, 3, 8, 8), "cpu")
+    attention = theirs.mid_block.attentions[0]
+    attention.to_q, attention.to_k = attention.to_k, attention.to_q
+    with pytest.raises(SystemExit, match="should answer the same"):
+        sides.check_same(ours, theirs, (2, 3, 8, 8), "cpu")
+
+
+@pytest.mark.parametrize("side", ["ours", "diffusers"])
+def test_memory_is_measured_in_a_fresh_process(side):
+    assert side_by_side.peak_memory_in_fresh_process(SMALL, side, "float32", "train") > 1e6
+
+
+@pytest.mark.parametrize("name", ["ours", "diffusers_", "lucidrains"])
+def test_programs(name, tmp_path):
+    if name == "lucidrains":
+        pytest.importorskip("denoising_diffusion_pytorch")
+    (tmp_path / "pictures").mkdir()
+    for i, x in enumerate(np.random.default_rng(0).integers(0, 256, (100, 8, 8), np.uint8)):
+        Image.fromarray(x).save(tmp_path / "pictures" / f"{i}.png")  # grey: it is made RGB
+    program = importlib.import_module(f"benchmarks.users.{name}")
+    tiny = dict(size=8, width=32, batch=16, sample_steps=2, save_every=1)
+    for steps in (1, 2):  # the second run goes on where the first one ended
+        program.main(tmp_path / "pictures", tmp_path / "run", steps=steps, **tiny)
+    kept = [
+        p for kind in ("step-*", "checkpoint-*", "model-*") for p in tmp_path.glob(f"run/{kind}")
+    ]
+    assert sorted(p.stem[-1] for p in kept if p.stem != "model_index") == ["1", "2"]
+    grids = sorted((tmp_path / "run").glob("*.png"))
+    assert grids and Image.open(grids[-1]).size[0] >= 4 * 8
+
+
+def test_lines_of_code(tmp_path):
+    (tmp_path / "a.py").write_text(
+        '"""One\n\ntwo."""\n\nx = [\n    1,  # a\n    # b\n]\ny = """\n\nz"""\n'
+    )
+    assert users.code_lines(tmp_path / "a.py") == 6
 
 
 def test_what_may_be_typed_wrong(capsys):
@@ -57,5 +83,5 @@ def test_what_may_be_typed_wrong(capsys):
         (["--rounds", "0"], "at least 1"),
     ]:
         with pytest.raises(SystemExit) as e:
-            train_step.main(argv)
+            side_by_side.main(argv)
         assert e.value.code == 2 and message in capsys.readouterr().err

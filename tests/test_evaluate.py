@@ -66,6 +66,10 @@ def test_evaluate_measures_the_table_of_a_run_once(run, tmp_path, tiny):
         (["nowhere"], "expected a run folder, a step folder or one of digits"),
         (["digits", "--features", "vgg"], "features: expected one of digits, fashion_mnist"),
         (["digits", "--bits-n", "1"], "bits-n: expected 0, or at least 2 pictures; got 1"),
+        (
+            ["digits", "--method", "ddim", "--variance", "beta"],
+            "variance: expected none with method",
+        ),
         (["digits", "--bits-n", "2", "--strata", "5000"], "strata: expected 1..999"),
         (["digits", "--steps", "2000", "--bits-n", "0"], "steps: expected 1..1000"),
         (["digits", "--out", "/dev/null/x.json"], "out, samples: cannot write to /dev/null"),

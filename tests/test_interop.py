@@ -26,6 +26,7 @@ from ddpm_nb.interop import (  # noqa: E402
     from_diffusers,
     import_pipeline,
     model_config,
+    scheduler_from_diffusers,
     scheduler_to_diffusers,
     to_diffusers,
     to_our_weights,
@@ -40,6 +41,7 @@ from ddpm_nb.sample import (  # noqa: E402
     ddim_sample,
     load_checkpoint,
     load_pretrained,
+    reverse_walk,
     sample,
     stream,
 )
@@ -123,7 +125,7 @@ SIZES = dict(digits=(8, 12), fashion_mnist=(28, 28), cifar10=(16, 16), ffhq128=(
 def test_presets_go_out(name):
     config = replace(ModelConfig.preset(name), dropout=0.0)
     for dtype in (torch.float32, torch.float64):
-        ours = awaken(UNet(config))
+        ours = awaken(UNet(config).to(dtype))
         unet = unet_to_diffusers(ours)
         again = unet_from_diffusers(unet).state_dict()
         assert all(torch.equal(v, again[k]) for k, v in ours.state_dict().items())
@@ -186,7 +188,7 @@ def test_every_field_of_a_config_goes_out_and_comes_back():
     for name, values in choices.items():
         for value in values:
             config = ModelConfig(**{**base, name: value})
-            ours = awaken(UNet(config), 0.2).double()
+            ours = awaken(UNet(config).double(), 0.2)
             unet = unet_to_diffusers(ours)
             assert unet_from_diffusers(unet).config == config
             x, t = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.tensor([1, 500])
@@ -311,7 +313,7 @@ def test_a_trained_network_draws_the_same_pictures_in_diffusers(tmp_path, run, t
     assert "DDPMPipeline.from_pretrained" in done.stdout
     config = json.loads((tmp_path / "pipeline/scheduler/scheduler_config.json").read_text())
     assert config["beta_schedule"] == "squaredcos_cap_v2" and config["trained_betas"] is None
-    assert config["variance_type"] == "fixed_large" and config["timestep_spacing"] == "trailing"
+    assert config["variance_type"] == "fixed_large" and config["timestep_spacing"] == "linspace"
     seeds = [stream(0, i).initial_seed() for i in range(4)]
     run("python", "-c", IN_A_FRESH_PROCESS, tmp_path / "pipeline", 1000, *seeds, cwd=tmp_path)
     theirs = 2 * torch.load(tmp_path / "x.pt") - 1
@@ -323,6 +325,8 @@ def test_a_trained_network_draws_the_same_pictures_in_diffusers(tmp_path, run, t
     assert "--variance beta" in done.stdout
     again, schedule = load_checkpoint(tmp_path / "back")
     assert schedule.config == scheduler.config and again.config == model.config
+    kept = json.loads((tmp_path / "back/step-0000000/config.json").read_text())
+    assert kept["data"]["name"] == "digits"
     back = again.state_dict()
     assert all(torch.equal(v, back[k]) for k, v in model.state_dict().items())
     assert not diagnose(str(tmp_path / "back")).wrong  # an import is a checkpoint like any other
@@ -334,6 +338,42 @@ def test_shipped_weights_draw_the_same_pictures(name):
     ours = sample(model, scheduler, 2, steps=20)
     theirs = pipeline_pictures(DDPMPipeline(*to_diffusers(model, scheduler)), 2, 20)
     assert (ours - theirs).abs().max() * 127.5 < 1
+
+
+@pytest.mark.parametrize("steps", [7, 20, 61])
+def test_large_variance_ends_without_noise(steps):
+    "fixed_large with a spacing that does not end at 0 would put noise on the pictures."
+    model, scheduler = load_pretrained("digits")
+    pipeline = DDPMPipeline(*to_diffusers(model, scheduler, "beta"))
+    theirs = pipeline_pictures(pipeline, 2, steps)
+    walk = [t + 1 for t in pipeline.scheduler.timesteps.tolist()] + [0]
+    assert walk[0] == 1000 and len(walk) == steps + 1
+    streams = [stream(0, i) for i in range(2)]
+
+    def step(x, noise_pred, t, t_prev):
+        return scheduler.sample_prev_timestep(x, noise_pred, t, t_prev, "beta", generator=streams)
+
+    x = torch.stack([torch.randn(1, 8, 8, generator=g) for g in streams])
+    assert (reverse_walk(model, x, walk, step) - theirs).abs().max() * 127.5 < 1
+
+
+def test_modes_dtypes_and_ddim():
+    ours = UNet(ModelConfig(2, (1, 2), (0,), 32, channels=2, dropout=0.2))
+    for training, dtype in itertools.product((True, False), (torch.float64, torch.bfloat16)):
+        unet = unet_to_diffusers(ours.train(training).to(dtype))
+        assert unet.training == training and unet.dtype == dtype
+        again = unet_from_diffusers(unet)
+        assert again.training == training and again.stem.weight.dtype == dtype
+        assert all(p.dtype == dtype for p in again.parameters())
+    assert from_diffusers(DDPMPipeline(unet, DDPMScheduler()))[0].stem.weight.dtype == torch.float32
+    ddim = DDIMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    model, scheduler = load_pretrained("digits")
+    again, schedule, how = from_diffusers(DDPMPipeline(unet_to_diffusers(model), ddim))
+    assert how == dict(clip=True, method="ddim") and schedule.config == scheduler.config
+    x = sample(again, schedule, 2, steps=5, **how)
+    assert (x - sample(model, scheduler, 2, steps=5, method="ddim")).abs().max() < 1e-4
+    logs = DDPMScheduler(variance_type="fixed_small_log")
+    assert from_diffusers(DDPMPipeline(unet, logs))[2]["variance"] == "beta_tilde"
 
 
 def test_other_predictions_come_in_as_noise(tmp_path):
@@ -362,7 +402,10 @@ def test_every_beta_of_theirs(tmp_path):
         assert torch.allclose(
             s.alpha_cumprod[1:], theirs.alphas_cumprod.double(), rtol=2e-5, atol=0
         )
-    odd = NoiseScheduler(np.linspace(0.03, 0.2, 77) ** 2)
+    betas = np.linspace(0.03, 0.2, 77) ** 2
+    given = DDPMScheduler(77, trained_betas=betas)  # an array, as its documentation says
+    assert torch.equal(scheduler_from_diffusers(given)[0].beta[1:], torch.from_numpy(betas))
+    odd = NoiseScheduler(betas)
     scheduler_to_diffusers(odd).save_pretrained(tmp_path)
     (again,) = [
         from_diffusers(DDPMPipeline(pipeline.unet, DDPMScheduler.from_pretrained(tmp_path)))[1]
@@ -383,8 +426,39 @@ def test_what_may_go_wrong(tmp_path, run):
         ValueError, match="DDPMScheduler or a DDIMScheduler; got EulerDiscreteScheduler"
     ):
         from_diffusers(DDPMPipeline(unet, diffusers.EulerDiscreteScheduler()))
-    with pytest.raises(ValueError, match="rescale_betas_zero_snr: expected False; got True"):
-        from_diffusers(DDPMPipeline(unet, DDPMScheduler(rescale_betas_zero_snr=True)))
+    for theirs, message in [
+        (
+            DDPMScheduler(rescale_betas_zero_snr=True),
+            "rescale_betas_zero_snr: expected False; got True",
+        ),
+        (DDPMScheduler(clip_sample_range=2.0), "clip_sample_range: expected 1; got 2.0"),
+        (
+            DDPMScheduler(20, trained_betas=[0.1] * 40),
+            "expected num_train_timesteps = 20 of them; got 40",
+        ),
+        (DDIMScheduler(set_alpha_to_one=False), "set_alpha_to_one: expected True; got False"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            from_diffusers(DDPMPipeline(unet, theirs))
+    with pytest.raises(ValueError, match="scheduler: expected .* got NoneType .* got NoneType"):
+        from_diffusers(42)
+    for fields, message in [
+        (dict(sample_size=1), "sample_size: expected .* a multiple of 2; got 1"),
+        (dict(block_out_channels=(32, 64, 64)), "block_out_channels: expected one a level, 2"),
+        (dict(swiglu=True), "swiglu: expected 'no such field'; got True"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model_config(NAMED["one head of 8 channels in four"] | fields)
+    for wrong in (
+        dict(list(unet.state_dict().items())[1:]),
+        unet.state_dict() | dict(more=torch.ones(1)),
+    ):
+        with pytest.raises(ValueError, match="weights: expected .* left over: (conv_in|more)"):
+            to_our_weights(wrong, unet_from_diffusers(unet).state_dict())
+    with pytest.raises(
+        ValueError, match="scheduler: expected a ddpm_nb NoiseScheduler; got DDPMScheduler"
+    ):
+        to_diffusers(unet_from_diffusers(unet), DDPMScheduler())
     with pytest.raises(ValueError, match="model: expected a ddpm_nb UNet; got Linear"):
         to_diffusers(torch.nn.Linear(1, 1), SCHEDULES["linear"])
     DDPMPipeline(unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(
@@ -466,3 +540,15 @@ def test_kl_is_an_integral_on_a_grid(variance, t):
     kl = np.trapezoid(np.exp(q) * (q - stats.norm.logpdf(x, shift, std_p)), x) / np.log(2)
     found = denoising_term(s, torch.tensor(error), torch.tensor(t), variance)
     assert float(found) == pytest.approx(kl, rel=1e-6)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(pipeline, folder):
+        folder.mkdir()
+        (folder / "half.safetensors").write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DDPMPipeline, "save_pretrained", full)
+    with pytest.raises(OSError, match="nothing of it is left: .*No space left"):
+        export_checkpoint("digits", tmp_path / "pipeline")
+    assert list(tmp_path.iterdir()) == []
