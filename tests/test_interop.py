@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy import stats
 
 diffusers = pytest.importorskip(
@@ -552,3 +553,37 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="nothing of it is left: .*No space left"):
         export_checkpoint("digits", tmp_path / "pipeline")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_as_they_were_published_in_2022(tmp_path):
+    "Everything at the root, a few fields only, attention under its old names: as on the hub."
+    fields = NAMED["google/ddpm-cifar10-32"] | dict(
+        block_out_channels=(32, 64, 64, 64), norm_num_groups=8
+    )
+    unet = awaken(UNet2DModel(**fields), 0.2)
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    weights = unet.state_dict()
+    for new, before in old.items():
+        weights = {k.replace(new, before): v for k, v in weights.items()}
+    assert any(".proj_attn." in k for k in weights)
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    version = dict(_diffusers_version="0.0.4")
+    files = {
+        "config.json": version | dict(_class_name="UNet2DModel", **fields),
+        "scheduler_config.json": version
+        | dict(_class_name="DDPMScheduler", variance_type="fixed_large", clip_sample=True),
+        "model_index.json": version
+        | dict(
+            _class_name="DDPMPipeline",
+            scheduler=["diffusers", "DDPMScheduler"],
+            unet=["diffusers", "UNet2DModel"],
+        ),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    model, scheduler, how = from_diffusers(tmp_path)
+    assert how == dict(variance="beta", clip=True)
+    assert scheduler.config == LinearNoiseScheduler(1000, 1e-4, 0.02).config
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([1, 900])
+    with torch.no_grad():
+        assert apart(model(x, t), unet(x, t - 1).sample) < 1e-5
