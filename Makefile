@@ -29,15 +29,15 @@ docs: $(VENV)/.dev   ## the docs site in _site/; warnings and broken links are e
 docs-serve: docs     ## the docs site in a browser: http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory _site 8000
 
-evaluate: $(VENV)/.dev   ## every row of page 11's tables for RUN=runs/fashion_mnist (FULL=--full on a GPU)
+evaluate: $(VENV)/.dev   ## every row of page 15's tables for RUN=runs/fashion_mnist (FULL=--full on a GPU)
 	GOMP_SPINCOUNT=10000 $(BIN)/python tools/table.py $(RUN) $(FULL)
 
 ship: evaluate       ## put RUN's weights into the package, with COMMIT=... and DEVICE="its name"
 	$(BIN)/python tools/fashion_mnist.py figures $(RUN)
 	$(BIN)/python tools/ship.py $(RUN) fashion_mnist --commit $(COMMIT) --device "$(DEVICE)"
 	$(BIN)/python tools/readme.py
-	PATH=$(BIN):$$PATH nbdev-test nbs/11_fashion_mnist.ipynb --save --n-workers 0
-	$(BIN)/nbdev-clean --fname nbs/11_fashion_mnist.ipynb
+	PATH=$(BIN):$$PATH nbdev-test nbs/15_fashion_mnist.ipynb --save --n-workers 0
+	$(BIN)/nbdev-clean --fname nbs/15_fashion_mnist.ipynb
 
 bench: $(VENV)/.bench  ## speed, memory and lines of code beside diffusers and lucidrains
 	$(BIN)/python -m benchmarks.side_by_side

@@ -1,4 +1,4 @@
-"""What page 11 shows besides the run's own log and the rows of ddpm-evaluate.
+"""What page 15 shows besides the run's own log and the rows of ddpm-evaluate.
 
     python tools/fashion_mnist.py choices RUN...     # short runs side by side
     python tools/fashion_mnist.py figures RUN        # after tools/table.py, which keeps samples

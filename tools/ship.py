@@ -5,7 +5,7 @@
 Writes ddpm_nb/weights/NAME/ (the weights in half precision, config.json, the table of errors, the
 run card) and nbs/logs/NAME/ (the run's log, the rows of its evaluation); nothing, if something is
 missing. The card says how far the samples of the half precision weights are from those of the
-originals. `make ship` measures, ships, and makes the README and page 11 anew.
+originals. `make ship` measures, ships, and makes the README and page 15 anew.
 """
 
 import argparse

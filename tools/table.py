@@ -1,4 +1,4 @@
-"""Every row of page 11's table for a run: what ddpm-evaluate would do for each, in one go.
+"""Every row of page 15's table for a run: what ddpm-evaluate would do for each, in one go.
 
     python tools/table.py runs/fashion_mnist             # sizes for two CPU cores, about 45 minutes
     python tools/table.py runs/fashion_mnist --full      # n = 10,000 and every t, for a GPU
