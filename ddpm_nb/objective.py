@@ -29,7 +29,7 @@ def noise_weight(
     variance: str = "beta_tilde",  # sigma^2 of the reverse step, or "beta"
 ) -> Tensor:                       # float64, of t's shape
     "The bound's weight in front of the squared error in the noise (eq. 12)."
-    t = scheduler.steps(t)
+    t = scheduler.check_t(t)
     sigma2 = scheduler.decoder_log_variance(variance)[t].exp()
     return scheduler.beta[t] ** 2 / (2 * sigma2 * scheduler.alpha[t] * (1 - scheduler.alpha_cumprod[t]))
 
@@ -40,7 +40,7 @@ def cos_sin(
     x: Tensor,   # `(b, c, h, w)` what they will be multiplied with
 ) -> tuple[Tensor, Tensor]:  # sqrt_alpha_cumprod and sqrt_one_minus_alpha_cumprod, `(b, 1, 1, 1)`
     "Cosine and sine of the angle between (x_0, noise) and (x_t, v)."
-    t = scheduler.steps(t)
+    t = scheduler.check_t(t)
     return (scheduler.spread(scheduler.sqrt_alpha_cumprod[t], x),
             scheduler.spread(scheduler.sqrt_one_minus_alpha_cumprod[t], x))
 
@@ -145,7 +145,7 @@ def min_snr_weight(
 ) -> Tensor:                    # float64, of t's shape
     "Min-SNR weights (Hang et al. 2023)."
     check_prediction(prediction)
-    snr = scheduler.snr(scheduler.steps(t))
+    snr = scheduler.snr(scheduler.check_t(t))
     return snr.clamp(max=gamma) / dict(noise=snr, x0=torch.ones_like(snr), v=snr + 1)[prediction]
 
 # %% ../nbs/02_objective.ipynb #be211fca

@@ -121,7 +121,7 @@ def test_sample(trained, run, tmp_path):
             "--steps",
             4,
             "--method",
-            "ddpm",
+            "ancestral",
             "--seed",
             1,
             "--batch-size",
@@ -144,10 +144,10 @@ def test_sample(trained, run, tmp_path):
         (["--steps", "1001"], "steps: expected 1..1000"),
         (["--n", "0"], "expected at least 1; got 0"),
         (["--method", "ddim", "--eta", "2"], "eta: expected a number in 0..1"),
-        (["--eta", "0.5"], "eta: expected none with method ddpm, it is ddim's; got 0.5"),
+        (["--eta", "0.5"], "eta: expected none with method ancestral, it is ddim's; got 0.5"),
         (["--method", "ddim", "--variance", "beta"], "variance: expected none with method ddim"),
         (["--out", "/dev/null/x/y.png"], "out: cannot write to"),
-        (["--method", "euler"], "invalid choice"),
+        (["--method", "no-such-sampler"], "invalid choice"),
     ],
 )
 def test_sample_refuses(trained, args, message, run, tmp_path):
@@ -187,7 +187,7 @@ def test_seed_2_snippet(tmp_path, run):
                 tmp_path / "FFHQ" / folder / f"{folder[:4]}{i}.png"
             )
     snippet = """
-from ddpm_nb.train import train_diffusion, DiffusionConfig, ModelConfig
+from ddpm_nb.train import DiffusionConfig, ModelConfig, train_diffusion
 
 diff_config = DiffusionConfig(
     dataset_name = "FFHQ",

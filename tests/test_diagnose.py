@@ -12,8 +12,9 @@ from ddpm_nb import diagnose as dg
 from ddpm_nb import train
 from ddpm_nb.data import load_data, to_model_range
 from ddpm_nb.diagnose import diagnose, symptoms
-from ddpm_nb.sample import find_checkpoint, load_checkpoint, read_checkpoint, sample, stream
-from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler
+from ddpm_nb.runs import find_checkpoint, load_checkpoint, read_checkpoint
+from ddpm_nb.sample import sample
+from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler, stream
 from ddpm_nb.unet import ModelConfig, UNet
 
 CHECKS = ["data", "schedule", "weights", "average", "loss", "clipping"]

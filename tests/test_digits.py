@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from ddpm_nb.data import load_data, to_pixels
-from ddpm_nb.sample import load_checkpoint, sample
+from ddpm_nb.runs import load_checkpoint
+from ddpm_nb.sample import sample
 
 N = 200
 

@@ -46,7 +46,7 @@ def test_evaluate_gives_the_same_numbers_for_the_same_seed(run, tmp_path):
 
 def test_evaluate_measures_the_table_of_a_run_once(run, tmp_path, tiny):
     run("ddpm-train", "digits", *tiny, "--max-steps", 6, "--out-dir", "runs/d", cwd=tmp_path)
-    flags = ["--method", "ddpm", "--variance", "optimal"]
+    flags = ["--method", "ancestral", "--variance", "optimal"]
     step = tmp_path / "runs/d/step-0000006"
     refused = run("ddpm-sample", "runs/d", "--n", 2, *flags, code=2, cwd=tmp_path)
     assert "ddpm-evaluate runs/d writes it" in refused.stderr
@@ -119,7 +119,7 @@ def test_shipped_weights(name, run, tmp_path):
 
 
 def test_a_folder_of_ones_own_goes_before_a_shipped_name(tmp_path, monkeypatch):
-    from ddpm_nb.sample import find_checkpoint, load_pretrained, shipped
+    from ddpm_nb.runs import find_checkpoint, load_pretrained, shipped
 
     assert shipped() == SHIPPED and "digits" in SHIPPED
     monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def test_feature_networks_are_what_their_cards_say():
 def test_the_stored_ladder_comes_out_again():
     """The shipped classifier and the real pictures give the stored ladder, number for number."""
     from ddpm_nb.data import load_data
-    from ddpm_nb.evaluate import features_of, frechet_distance, ladder, load_features
+    from ddpm_nb.distance import features_of, frechet_distance, ladder, load_features
 
     rows = json.loads((LOGS / "fashion_mnist" / "evaluation.json").read_text())
     row = min((r for r in rows if "ladder" in r), key=lambda r: r["ladder_n"])
@@ -179,7 +179,7 @@ def test_cifar10_is_hos_recipe_and_runs(run, tmp_path):
         records.tofile(folder / name)
     steps = ["--max-steps", 2, "--batch-size", 2, "--sample-every", 0, "--out-dir", "run"]
     run("ddpm-train", "cifar10", *steps, cwd=tmp_path)
-    large = ["--method", "ddpm", "--variance", "beta", "--steps", 2, "--n", 1]
+    large = ["--method", "ancestral", "--variance", "beta", "--steps", 2, "--n", 1]
     run("ddpm-sample", "run", *large, cwd=tmp_path)
     losses = [json.loads(x)["loss"] for x in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert len(losses) == 1 and 0.5 < losses[0] < 2

@@ -20,7 +20,6 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel  #
 
 from ddpm_nb.data import load_data, to_model_range  # noqa: E402
 from ddpm_nb.diagnose import diagnose  # noqa: E402
-from ddpm_nb.evaluate import GaussianDenoiser, decoder_term, denoising_term  # noqa: E402
 from ddpm_nb.interop import (  # noqa: E402
     PREDICTION_TYPES,
     export_checkpoint,
@@ -36,17 +35,16 @@ from ddpm_nb.interop import (  # noqa: E402
     unet_from_diffusers,
     unet_to_diffusers,
 )
+from ddpm_nb.likelihood import GaussianDenoiser, decoder_term, denoising_term  # noqa: E402
 from ddpm_nb.objective import NoiseFrom, training_loss, v_from_noise  # noqa: E402
-from ddpm_nb.sample import (  # noqa: E402
-    ancestral_sample,
-    ddim_sample,
-    load_checkpoint,
-    load_pretrained,
-    reverse_walk,
-    sample,
+from ddpm_nb.runs import load_checkpoint, load_pretrained  # noqa: E402
+from ddpm_nb.sample import ancestral_sample, ddim_sample, reverse_walk, sample  # noqa: E402
+from ddpm_nb.scheduler import (  # noqa: E402
+    CosineNoiseScheduler,
+    LinearNoiseScheduler,
+    NoiseScheduler,
     stream,
 )
-from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler, NoiseScheduler  # noqa: E402
 from ddpm_nb.unet import PRESETS, ModelConfig, UNet  # noqa: E402
 
 HO = dict(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_nb.sample import checkpoints, load_checkpoint, read_checkpoint
+from ddpm_nb.runs import checkpoints, load_checkpoint, read_checkpoint
 
 BIN = Path(os.sys.executable).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -190,7 +190,7 @@ def test_kill_and_resume(tmp_path, tiny, run):
 def test_full_disk_leaves_nothing_half_written(tmp_path, tiny):
     """A limit on file size stands for a full disk: the write fails half-way, as it does there."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv[0] = 'ddpm-train'; "
-    code = limit + "from ddpm_nb.train import main; main()"
+    code = limit + "from ddpm_nb.cli import main_train; main_train()"
     done = subprocess.run(
         [
             os.sys.executable,

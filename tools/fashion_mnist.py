@@ -17,18 +17,11 @@ from safetensors.torch import load_file, save_file
 from table import samples_file
 
 from ddpm_nb.data import load_data, load_labels, to_model_range, to_pixels
-from ddpm_nb.evaluate import (
-    GaussianDenoiser,
-    bits_per_dim,
-    denoise,
-    features_of,
-    frechet_distance,
-    load_features,
-    nearest,
-    x0_error_table,
-)
+from ddpm_nb.distance import features_of, frechet_distance, load_features, nearest
+from ddpm_nb.likelihood import GaussianDenoiser, bits_per_dim, denoise, x0_error_table
 from ddpm_nb.objective import training_loss
-from ddpm_nb.sample import checkpoints, find_checkpoint, load_checkpoint, read_checkpoint, sample
+from ddpm_nb.runs import checkpoints, find_checkpoint, load_checkpoint, read_checkpoint
+from ddpm_nb.sample import sample
 
 LOGS = Path(__file__).parent.parent / "nbs" / "logs" / "fashion_mnist"
 
@@ -45,7 +38,7 @@ def choices(runs):
         config, _ = read_checkpoint(find_checkpoint(run), "model")
         model, scheduler = load_checkpoint(run)
         fid = {}
-        for kind, method in {"ancestral": "ddpm", "DDIM": "ddim"}.items():
+        for kind, method in {"ancestral": "ancestral", "DDIM": "ddim"}.items():
             x = sample(
                 model, scheduler, 500, steps=20, method=method, batch_size=100, progress=True
             )
@@ -141,7 +134,7 @@ def figures(run):
     shown, history = early_ones(found, 6), []
     for path in shown:
         early, s = load_checkpoint(path)
-        history.append(to_pixels(sample(early, s, 8, steps=50, method="ddpm")))
+        history.append(to_pixels(sample(early, s, 8, steps=50, method="ancestral")))
         print("samples at", path.name)
 
     walk, guesses, levels = [], [], (1000, 900, 800, 600, 400, 200, 100, 0)
@@ -151,7 +144,7 @@ def figures(run):
             walk.append(to_pixels(x_prev.clamp(-1, 1)))
             guesses.append(to_pixels(x0_pred.clamp(-1, 1)))
 
-    sample(model, scheduler, 2, steps=100, method="ddpm", seed=1, callback=note)
+    sample(model, scheduler, 2, steps=100, method="ancestral", seed=1, callback=note)
 
     with torch.no_grad():
         parts = to_model_range(drawn).split(250)

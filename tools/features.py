@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from ddpm_nb.data import load_data, load_labels, to_model_range
-from ddpm_nb.evaluate import train_classifier
-from ddpm_nb.sample import WEIGHTS
+from ddpm_nb.distance import train_classifier
+from ddpm_nb.runs import WEIGHTS
 
 RECIPES = dict(
     digits=dict(epochs=20, seed=0, learning_rate=2e-3, batch_size=50),

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 
 from ddpm_nb import __version__
-from ddpm_nb.sample import WEIGHTS, find_checkpoint, load_checkpoint, read_checkpoint, sample
+from ddpm_nb.runs import WEIGHTS, find_checkpoint, load_checkpoint, read_checkpoint
+from ddpm_nb.sample import sample
 
 ROOT = Path(__file__).parent.parent
 STEPS, PICTURES = 50, 16  # of the comparison between both precisions

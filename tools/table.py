@@ -13,20 +13,19 @@ from importlib.metadata import version
 
 import torch
 
-from ddpm_nb.evaluate import (
-    bits_row,
+from ddpm_nb.device import pick_device
+from ddpm_nb.distance import (
+    evaluation_data,
     features_of,
+    likelihood_row,
     load_features,
-    print_bits,
-    print_quality,
-    samples_row,
+    row_text,
+    sampling_row,
     save_row,
-    splits,
-    timed,
 )
-from ddpm_nb.sample import find_checkpoint, load_checkpoint, pick_device
+from ddpm_nb.runs import find_checkpoint, load_checkpoint
 
-KINDS = ("ddpm beta_tilde", "ddpm optimal", "ddpm beta", "ddim")
+KINDS = ("ancestral beta_tilde", "ancestral optimal", "ancestral beta", "ddim")
 
 
 def plan(full):
@@ -34,12 +33,14 @@ def plan(full):
 
     def row(kind, steps, n):
         method, _, variance = kind.partition(" ")
-        return dict(method=method, variance=variance or None, steps=steps, n=n)
+        return dict(
+            what="quality", n=n, method=method, steps=steps, seed=0, variance=variance or None
+        )
 
     n, large, bits = (2000, 10_000, 10_000) if full else (500, 2000, 200)
-    rows = [dict(what="bits", bits_n=bits, strata=0 if full else 100, seed=0)]
+    rows = [dict(what="bits", n=bits, strata=None if full else 100, seed=0)]
     rows += [row(kind, steps, n) for steps in (50, 20, 10) for kind in KINDS]
-    rows += [row("ddpm beta_tilde", 50, large), row("ddim", 50, large)]
+    rows += [row("ancestral beta_tilde", 50, large), row("ddim", 50, large)]
     rows += [row(kind, 1000, large) for kind in KINDS if full]
     rows += [dict(rows[0], seed=1)]
     rows += [row(kind, steps, n) for steps in (100, 250, 1000) for kind in KINDS]
@@ -63,7 +64,7 @@ def main():
     config = json.loads((path / "config.json").read_text())
     model, scheduler = load_checkpoint(path, device)
     name, out = config["data"]["name"], path / "evaluation.json"
-    data = splits(name, model, None)
+    data = evaluation_data(name, model.config)
     net = load_features(name, device)
     reference = features_of(net, data["train"])
     about = dict(
@@ -76,38 +77,22 @@ def main():
     )
     how = dict(batch_size=500 if device == "cuda" else 100, progress=True)
     for row in plan(a.full):
-        flags = argparse.Namespace(**dict(dict(seed=0, precision="auto", samples=None), **row))
-        if row.get("what") == "bits":
-            settings = dict(
-                what="bits", n=flags.bits_n, strata=flags.strata or None, seed=flags.seed
-            )
-        else:
-            settings = dict(
-                what="quality",
-                n=flags.n,
-                method=flags.method,
-                steps=flags.steps,
-                seed=flags.seed,
-                features=name,
-                variance=flags.variance,
-            )
-            if flags.n >= 2000:  # kept for tools/fashion_mnist.py
-                flags.samples = str(path / samples_file(settings))
+        settings = row if row["what"] == "bits" else dict(row, features=name)
         done = json.loads(out.read_text()) if out.is_file() else []
         if settings in [r["settings"] for r in done]:
             continue
         print(settings, flush=True)
-        if row.get("what") == "bits":
-            made = print_bits(
-                timed(bits_row, flags, model, scheduler, path, data, how) | dict(about=about)
-            )
+        own = {k: v for k, v in row.items() if k != "what"}
+        if row["what"] == "bits":
+            made = likelihood_row(model, scheduler, path, data, **own, **how)
         else:
-            made = print_quality(
-                timed(samples_row, flags, model, scheduler, path, data, net, name, how, reference)
-                | dict(about=about)
-            )
+            if row["n"] >= 2000:  # kept for tools/fashion_mnist.py
+                own["keep"] = path / samples_file(settings)
+            own |= dict(precision="auto", reference=reference)
+            made = sampling_row(model, scheduler, path, data, net, name, **own, **how)
+        print(row_text(made))
         assert made["settings"] == settings, (made["settings"], settings)
-        save_row(out, made)
+        save_row(out, made | dict(about=about))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ Not in these lines: networks other than Ho's, and a place to publish what was tr
 import sys
 from pathlib import Path
 
-from ddpm_nb.sample import checkpoints, load_checkpoint, pick_device, sample, save_grid
+from ddpm_nb.device import pick_device
+from ddpm_nb.images import save_grid
+from ddpm_nb.runs import checkpoints, load_checkpoint
+from ddpm_nb.sample import sample
 from ddpm_nb.train import DiffusionConfig, train_diffusion
 from ddpm_nb.unet import ModelConfig
 
