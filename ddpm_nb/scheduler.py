@@ -104,7 +104,7 @@ def snr(self: NoiseScheduler,
 
 # %% ../nbs/01_scheduler.ipynb #304bcd9e
 @patch
-def steps(self: NoiseScheduler,
+def check_t(self: NoiseScheduler,
     t,                # `(b,)` int64 steps, or one int
     lowest: int = 1,  # 0 where the clean picture is a legal answer
     name: str = "t",  # for the error
@@ -149,7 +149,7 @@ def add_noise(self: NoiseScheduler,
     t,               # `(b,)` steps 0..T, or one int
 ) -> Tensor:         # `(b, c, h, w)` x_t, in x0's dtype
     "x_t from x_0 in one jump (eq. 4)."
-    t = self.steps(t, lowest=0)
+    t = self.check_t(t, lowest=0)
     signal = self.spread(self.sqrt_alpha_cumprod[t], x0) * x0
     return (signal + self.spread(self.sqrt_one_minus_alpha_cumprod[t], x0) * noise).to(x0.dtype)
 
@@ -160,7 +160,7 @@ def jump(self: NoiseScheduler,
     t_prev=None,       # earlier steps, of t's shape; left out: t - 1
 ) -> tuple[Tensor, ...]:  # float64: alpha_cumprod at t, at t_prev, alpha and beta of the jump
     "The jump from t_prev to t, as one noising step."
-    t_prev = t - 1 if t_prev is None else self.steps(t_prev, lowest=0, name="t_prev")
+    t_prev = t - 1 if t_prev is None else self.check_t(t_prev, lowest=0, name="t_prev")
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool((t_prev >= t).any()):
         raise ValueError(f"t_prev: expected earlier steps than t; "
                          f"got t_prev = {t_prev.tolist()} for t = {t.tolist()}")
@@ -176,7 +176,7 @@ def posterior_mean_variance(self: NoiseScheduler,
     t_prev=None,       # any earlier steps; left out: t - 1
 ) -> tuple[Tensor, Tensor]:  # mean `(b, c, h, w)` in xt's dtype, variance `(b, 1, 1, 1)`
     "Mean and variance of q(x_{t-1} | x_t, x_0) (eq. 7), for any earlier step."
-    now, before, alpha, beta = self.jump(self.steps(t), t_prev)
+    now, before, alpha, beta = self.jump(self.check_t(t), t_prev)
     on_x0 = self.spread(before.sqrt() * beta / (1 - now), xt)
     on_xt = self.spread(alpha.sqrt() * (1 - before) / (1 - now), xt)
     variance = self.spread(beta * (1 - before) / (1 - now), xt)
@@ -190,7 +190,7 @@ def predict_x0(self: NoiseScheduler,
     t,                   # `(b,)` steps 1..T, or one int
 ) -> Tensor:             # `(b, c, h, w)` the clean pictures that the guess implies, in xt's dtype
     "x_0 from x_t and the noise: eq. 4 solved for x_0 (eq. 15)."
-    t = self.steps(t)
+    t = self.check_t(t)
     noise = self.spread(self.sqrt_one_minus_alpha_cumprod[t], xt) * noise_pred
     return ((xt - noise) / self.spread(self.sqrt_alpha_cumprod[t], xt)).to(xt.dtype)
 
@@ -203,7 +203,7 @@ def mean_from_noise(self: NoiseScheduler,
     t_prev=None,         # any earlier steps; left out: t - 1
 ) -> Tensor:             # `(b, c, h, w)` mean of x_{t-1}, in xt's dtype
     "The reverse mean straight from the noise (eq. 11): no clipping possible."
-    now, _, alpha, beta = self.jump(self.steps(t), t_prev)
+    now, _, alpha, beta = self.jump(self.check_t(t), t_prev)
     noise = self.spread(beta / (1 - now).sqrt(), xt) * noise_pred
     return ((xt - noise) / self.spread(alpha.sqrt(), xt)).to(xt.dtype)
 
@@ -218,7 +218,7 @@ def reverse_variance(self: NoiseScheduler,
     variance="beta_tilde",   # or "beta", or `(T+1,)`: mean squared error of the guess of x0 at each t
 ) -> Tensor:                 # float64, of t's shape
     "sigma^2 of a reverse step: beta-tilde, beta, or the optimal one (Bao et al. 2022, theorem 1)."
-    t = self.steps(t)
+    t = self.check_t(t)
     now, before, _, beta = self.jump(t, t_prev)
     tilde = beta * (1 - before) / (1 - now)
     if torch.is_tensor(variance) and variance.shape == self.beta.shape:
@@ -238,7 +238,7 @@ def sampling_std(self: NoiseScheduler,
     variance="beta_tilde",   # as in `reverse_variance`
 ) -> Tensor:                 # float64, of t's shape; 0 where the step ends at 0
     "Standard deviation of the noise a reverse step puts back (section 3.2 of the paper)."
-    before = self.jump(self.steps(t), t_prev)[1]
+    before = self.jump(self.check_t(t), t_prev)[1]
     return torch.where(before == 1, 0, self.reverse_variance(t, t_prev, variance)).sqrt()
 
 
