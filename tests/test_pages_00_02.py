@@ -16,7 +16,14 @@ from ddpm_nb.objective import (
     prediction_target,
     training_loss,
 )
-from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler
+from ddpm_nb.scheduler import (
+    SCHEDULES,
+    CosineNoiseScheduler,
+    LinearNoiseScheduler,
+    NoiseScheduler,
+    make_scheduler,
+    randn_like,
+)
 
 NBS = Path(__file__).parent.parent / "nbs"
 linear, cosine = LinearNoiseScheduler(), CosineNoiseScheduler()
@@ -38,6 +45,106 @@ def run_cells(page, *starts, **names):
     for start in starts:
         exec(compile(cell(page, start), f"{page}: {start}", "exec"), space)
     return space
+
+
+def refused(message, call, *args, **kwargs):
+    """The call raises a ValueError that says this."""
+    with pytest.raises(ValueError) as said:
+        call(*args, **kwargs)
+    assert message in str(said.value)
+
+
+# ---- page 01: the scheduler
+
+
+def test_grader_of_crossing():
+    page = run_cells(
+        "01_scheduler.ipynb",
+        "def grade_crossing",
+        "def crossing",
+        LinearNoiseScheduler=LinearNoiseScheduler,
+    )
+    grade, right = page["grade_crossing"], page["crossing"]
+    assert grade(right).startswith("Correct")
+    assert "amplitude" in grade(lambda s: int((s.sqrt_alpha_cumprod <= 0.5).nonzero()[0]))
+    assert "one short" in grade(lambda s: int((s.alpha_cumprod[1:] <= 0.5).nonzero()[0]))
+    assert "nothing" in grade(lambda s: None)
+    assert "expected 260" in grade(lambda s: 500)
+
+
+def test_grader_of_noise_from_x0():
+    page = run_cells("01_scheduler.ipynb", "def grade_noise_from_x0", "def noise_from_x0")
+    grade, right = page["grade_noise_from_x0"], page["noise_from_x0"]
+
+    def root(s, xt, t):
+        return s.spread(s.sqrt_one_minus_alpha_cumprod[t], xt)
+
+    assert grade(right).startswith("Correct")
+    assert "sign" in grade(lambda *args: -right(*args))
+    assert "factor" in grade(lambda s, xt, x0, t: right(s, xt, x0, t) / root(s, xt, t))
+    assert "signal" in grade(lambda s, xt, x0, t: (xt - x0) / root(s, xt, t))
+    assert "shapes" in grade(lambda s, xt, x0, t: xt / s.sqrt_one_minus_alpha_cumprod[t])
+    assert "nothing" in grade(lambda *args: None)
+
+
+def test_schedules_that_are_none():
+    few = "num_timesteps: expected more than 20, since the scaled beta_end is 20 / T and stays below 1; got 20"
+    refused(few, LinearNoiseScheduler, 20)
+    assert LinearNoiseScheduler(21).beta.max() < 1 and LinearNoiseScheduler(20, beta_end=0.5)
+    for bad in (0, -3, 2.5, None):
+        message = f"num_timesteps: expected a whole number of at least 1; got {bad}"
+        refused(message, LinearNoiseScheduler, bad)
+        refused(message, CosineNoiseScheduler, bad)
+    refused("beta: expected numbers above 0 and below 1; got 0.1 to 1", NoiseScheduler, [0.1, 1.0])
+    refused("beta: expected numbers above 0 and below 1; got 0 to 0.5", NoiseScheduler, [0.0, 0.5])
+    refused("beta: expected numbers above 0", NoiseScheduler, [0.1, float("nan")])
+    refused("beta: expected one number a step; got shape (0,)", NoiseScheduler, [])
+    refused("beta: expected one number a step; got shape (1, 2)", NoiseScheduler, [[0.1, 0.2]])
+
+
+def test_make_scheduler_reads_the_registry(monkeypatch):
+    message = "schedule: expected one of linear, cosine, custom; got 'no-such-schedule'"
+    refused(message, make_scheduler, dict(schedule="no-such-schedule"))
+    refused("got None", make_scheduler, {})
+    refused("schedule 'linear': ", make_scheduler, dict(schedule="linear", steps=5))
+
+    class Flat(NoiseScheduler):
+        def __init__(self, num_timesteps):
+            super().__init__(torch.full((num_timesteps,), 0.1))
+            self.config = dict(schedule="flat", num_timesteps=num_timesteps)
+
+    monkeypatch.setitem(SCHEDULES, "flat", Flat)
+    assert type(make_scheduler(Flat(7).config)) is Flat
+    refused("expected one of linear, cosine, flat, custom", make_scheduler, dict(schedule="flt"))
+
+
+def test_steps_that_are_none():
+    x = torch.zeros(2, 1, 2, 2)
+    for bad, message in [
+        ([-1, 5], "t: expected steps in 0..1000; got -1..5"),
+        ([3, 1001], "t: expected steps in 0..1000; got 3..1001"),
+        ([0.5, 5], "t: expected whole steps (int64); got torch.float32"),
+    ]:
+        refused(message, linear.add_noise, x, x, torch.tensor(bad))
+    for step in (linear.sample_prev_timestep, linear.predict_x0, linear.mean_from_noise):
+        refused("t: expected steps in 1..1000; got 0", step, x, x, 0)
+    message = "t_prev: expected earlier steps than t; got t_prev = 5 for t = 5"
+    refused(message, linear.sample_prev_timestep, x, x, 5, t_prev=5)
+    message = "t_prev: expected steps in 0..1000; got -1..-1"
+    refused(message, linear.sample_prev_timestep, x, x, 5, t_prev=-1)
+
+
+def test_variances_and_generators_that_are_none():
+    message = "variance: expected one of beta_tilde, beta, or the error of the guess of x0 at t = 0..T, (1001,); got "
+    refused(message + "'no-such-variance'", linear.sampling_std, 5, variance="no-such-variance")
+    refused(message + "None", linear.sampling_std, 5, variance=None)
+    refused(message + "(1000,)", linear.sampling_std, 5, variance=torch.zeros(1000))
+    two = [torch.Generator(), torch.Generator()]
+    message = "generator: expected one for each of the 3 pictures; got 2"
+    refused(message, randn_like, torch.zeros(3, 1), two)
+    refused(
+        message, linear.sample_prev_timestep, torch.zeros(3, 1), torch.zeros(3, 1), 5, generator=two
+    )
 
 
 # ---- page 02: the objective
@@ -72,13 +179,6 @@ def test_grader_of_even_times():
     assert "Shuffle" in grade(lambda n, T, g: right(n, T, g).sort().values)
     assert "nothing" in grade(lambda n, T, g: None)
     assert "whole numbers" in grade(lambda n, T, g: right(n, T, g).float())
-
-
-def refused(message, call, *args, **kwargs):
-    """The call raises a ValueError that says this."""
-    with pytest.raises(ValueError) as said:
-        call(*args, **kwargs)
-    assert message in str(said.value)
 
 
 def test_predictions_that_are_none():
