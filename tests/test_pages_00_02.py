@@ -47,6 +47,56 @@ def run_cells(page, *starts, **names):
     return space
 
 
+# ---- page 00: the tour
+
+
+def test_grader_of_noise_step():
+    page = run_cells("00_tour.ipynb", "T = 200", "def grade_noise_step", "def noise_step")
+    grade, right, alpha, beta = (
+        page[k] for k in ("grade_noise_step", "noise_step", "alpha", "beta")
+    )
+    randn = torch.randn_like
+    torch.manual_seed(0)
+    assert grade(right).startswith("Correct")
+    assert "too little" in grade(lambda x, t: alpha[t].sqrt() * x + beta[t] * randn(x))
+    assert "too much" in grade(lambda x, t: alpha[t].sqrt() * x + 2 * beta[t].sqrt() * randn(x))
+    assert "shrinking" in grade(lambda x, t: alpha[t] * x + beta[t].sqrt() * randn(x))
+    assert "shrinking" in grade(lambda x, t: x + beta[t].sqrt() * randn(x))
+    assert "shape" in grade(lambda x, t: x[0])
+    assert "shape" in grade(lambda x, t: None)
+
+
+def test_grader_of_flow_step():
+    """With an untrained network: only what the last line says depends on it."""
+    parts = "def pinwheel", "T = 200", "def pairs", "def grade_flow_step", "def flow_step"
+    walk = [torch.randn(1000, 2) for _ in range(201)]
+    space = dict(net=lambda x, t: torch.zeros_like(x), walk=walk, fresh=walk[0], **sampler())
+    page = run_cells("00_tour.ipynb", *parts, **space)
+    grade, right, alpha_cumprod = (
+        page[k] for k in ("grade_flow_step", "flow_step", "alpha_cumprod")
+    )
+    assert grade(right).startswith("Correct")
+    assert "Algorithm 2's mean" in grade(space["reverse_mean"])
+    assert "stays at t" in grade(lambda xt, noise_pred, t: xt)
+    assert "shape" in grade(lambda xt, noise_pred, t: None)
+
+    def no_noise(xt, noise_pred, t):
+        return right(xt, noise_pred, t) - (1 - alpha_cumprod[t - 1]).sqrt() * noise_pred
+
+    assert "two terms" in grade(no_noise)
+    a = alpha_cumprod
+    only_x0 = grade(lambda xt, e, t: (xt - (1 - a[t]).sqrt() * e) / a[t].sqrt())
+    assert "guess of x_0" in only_x0
+
+
+def sampler():
+    """The tour's reverse mean, without its walk (which needs the trained network)."""
+    space = run_cells("00_tour.ipynb", "T = 200")
+    source = cell("00_tour.ipynb", "def reverse_mean").replace("walk = sample(1000)", "")
+    exec(compile(source, "00_tour.ipynb: def reverse_mean", "exec"), space)
+    return {"reverse_mean": space["reverse_mean"]}
+
+
 def refused(message, call, *args, **kwargs):
     """The call raises a ValueError that says this."""
     with pytest.raises(ValueError) as said:
