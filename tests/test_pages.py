@@ -218,7 +218,7 @@ def test_exported_cells_are_short(page):
 
 
 def test_exported_cells_are_short_as_a_rule(record_property):
-    lengths = [len(c.lines) for c in exported(RULED)] or [0]
+    lengths = [len(c.lines) for c in exported(RULED) if c.lines] or [0]
     middle = statistics.median(lengths)
     text = f"{len(lengths)} exported cells; lines: median {middle:g}, largest {max(lengths)}"
     record_property("cells", text)
@@ -258,6 +258,59 @@ def test_columns(page):
 def test_few_cells_are_noisy(page):
     noisy = [c for c in code_cells(page) if "noisy" in c.flags]
     assert len(noisy) <= 3, "\n".join(map(str, noisy))
+
+
+FOLDED = [
+    "import math",
+    "#| export\nimport math",
+    "%matplotlib inline",
+    "book_style()",
+    "#| hide\n!git clone x",
+    '#| fig-alt: "a line"\nplt.plot(x)',
+    "d = Diagram(3, 2)",
+    'Markdown("a | b")',
+    "def grade_x(answer): ...",
+    "grade_x(lambda x: x)",
+    "#| fold: true\nx = 1",
+]
+OPEN = [
+    "x = 1",
+    "import math\nx = math.pi",
+    "#| exports\nclass Diagram: ...",
+    "#| exports\ndef f(): return Diagram(3, 2)",
+    "#| export\ndef f(): ...",
+    "#| eval: false\ndef x(x): ...\n\n\ngrade_x(x)",
+    '#| fig-alt: "a line"\n#| fold: false\nplt.plot(x)',
+]
+
+
+def test_fold_can_tell(run, tmp_path):
+    """The rule on a page of its own: cells that carry the wrong tags are named, then mended, and nothing else changes."""
+    hidden = dict(jupyter=dict(source_hidden=True), tags=["hide-input"])
+    page = tmp_path / "page.ipynb"
+
+    def written(wrong):
+        cells = [
+            dict(
+                cell_type="code",
+                execution_count=None,
+                id=str(i),
+                metadata=hidden if (source in FOLDED) != wrong else {},
+                outputs=[],
+                source=source.splitlines(keepends=True),
+            )
+            for i, source in enumerate(FOLDED + OPEN)
+        ]
+        nb = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
+        return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    page.write_text(written(wrong=True), encoding="utf-8")
+    said = run("python", "tools/fold.py", "--check", page, code=1).stdout
+    assert said.count("should be folded") == len(FOLDED)
+    assert said.count("should be open") == len(OPEN)
+    run("python", "tools/fold.py", page)
+    assert page.read_text(encoding="utf-8") == written(wrong=False)
+    run("python", "tools/fold.py", "--check", page)
 
 
 def test_cells_are_folded_by_rule(run):
