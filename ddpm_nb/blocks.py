@@ -46,7 +46,7 @@ def zero_init(
 
 # %% ../nbs/04_blocks.ipynb #0272e994
 class ResNetBlock(nn.Module):
-    "Two convolutions, the time between them, plus a shortcut (Ho et al., appendix B)."
+    "Two convolutions, the time added between, plus a shortcut (Ho et al., appendix B)."
     def __init__(self,
         in_dim: int,            # channels that come in
         out_dim: int,           # channels that go out
@@ -118,7 +118,8 @@ class Downsample(nn.Module):
         dim: int,           # channels
         padding: int = 0):  # 0: (0, 1, 0, 1), TensorFlow's SAME; 1: on all four sides
         super().__init__()
-        self.padding = (1, 1, 1, 1) if padding else (0, 1, 0, 1)   # l, r, t, b
+        # zeros at left, right, top, bottom
+        self.padding = (1, 1, 1, 1) if padding else (0, 1, 0, 1)
         self.conv = ho_init(nn.Conv2d(dim, dim, 3, stride=2))
 
     def forward(self,
