@@ -68,12 +68,12 @@ def _errors(self: ModelConfig) -> list[str]:  # one text for each wrong field
     return [f"{name}: expected {what}; got {getattr(self, name)!r}"
             for name, (good, what) in rules.items() if not good]
 
-# %% ../nbs/05_unet.ipynb #8890760d
+# %% ../nbs/05_unet.ipynb #343d928c
 def _whole(low, *values):
     "Whether all values are whole numbers of at least low."
     return all(isinstance(v, int) and not isinstance(v, bool) and v >= low for v in values)
 
-
+# %% ../nbs/05_unet.ipynb #4c9929be
 def _own_rules(c):
     "The six fields that describe a network."
     dims, layers = c.dim_multiply, c.transformer_layers
