@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from nbdev.serve import proc_nbs
-from PIL import Image
 from pages import api_page, cell, front_matter, page
+from PIL import Image
 from plain import llms, plain_markdown, plain_page
 
 import ddpm_nb

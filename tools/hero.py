@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ddpm_nb.sample import load_pretrained, sample
+from ddpm_nb.runs import load_pretrained
+from ddpm_nb.sample import sample
 
 FILE = Path(__file__).parent.parent / "figures" / "clothes_walk.png"
 STEPS, LEVELS = 50, (980, 700, 500, 360, 240, 140, 60, 0)  # of T = 1000
