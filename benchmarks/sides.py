@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ddpm_nb.data import PictureData
 from ddpm_nb.device import autocast
 from ddpm_nb.scheduler import LinearNoiseScheduler
-from ddpm_nb.train import DiffusionConfig, step_draws, Trainer
+from ddpm_nb.train import DiffusionConfig, Trainer, step_draws
 from ddpm_nb.unet import ModelConfig, UNet
 
 

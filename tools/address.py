@@ -37,7 +37,9 @@ def main(check: bool) -> None:
             if not check:
                 (ROOT / name).write_text(new, encoding="utf-8")
     if check and wrong:
-        sys.exit(f"not pyproject.toml's address, python tools/address.py mends it: {' '.join(wrong)}")
+        sys.exit(
+            f"not pyproject.toml's address, python tools/address.py mends it: {' '.join(wrong)}"
+        )
 
 
 if __name__ == "__main__":
