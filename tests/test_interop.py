@@ -20,8 +20,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel  #
 
 from ddpm_nb.data import load_data, to_model_range  # noqa: E402
 from ddpm_nb.diagnose import diagnose  # noqa: E402
-from ddpm_nb.interop import (
-    # noqa: E402
+from ddpm_nb.interop import (  # noqa: E402
     PREDICTION_TYPES,
     export_checkpoint,
     from_diffusers,
