@@ -257,11 +257,14 @@ def fold_label(source, flags):
     """What stands on a folded cell: whose code it is."""
     if "grade_" in source:
         return "The grader" if "def grade_" in source else "A solution"
-    if "fig-alt" in flags:
+    if "fig-alt" in flags or "Diagram(" in source:
         return "The code of this figure"
-    lines = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M)).body
-    setup = all(isinstance(o, ast.Import | ast.ImportFrom) or is_book_style(o) for o in lines)
-    return "Setup" if setup else "The code of this output"
+    lines = ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M)).body
+    plain = ast.Import | ast.ImportFrom | ast.Pass
+    if any(map(is_book_style, lines)) or all(isinstance(o, plain) for o in lines):
+        return "Setup"
+    table = source.strip().splitlines()[-1].startswith("Markdown(")
+    return "The code of this table" if table else "The code of this output"
 
 
 def is_book_style(o):
@@ -305,10 +308,10 @@ def api_page(order, files):
             thing = thing.__func__ if isinstance(thing, classmethod | staticmethod) else thing
             thing = thing.fget if isinstance(thing, property) else thing
             if not callable(thing):
-                text += [
-                    f"### `{name}`",
-                    f"```text\n{thing!r}\n```" if len(repr(thing)) < 300 else "",
-                ]
+                said = repr(thing)
+                if len(said) > 300 and isinstance(thing, dict):
+                    said = f"a dict of {len(thing)}: {', '.join(map(str, thing))}"
+                text += [f"### `{name}`", f"```text\n{said[:300]}\n```"]
                 continue
             full = f"{module.__name__}.{name}"
             line = inspect.getsourcelines(thing)[1]

@@ -204,7 +204,7 @@ def test_what_is_cut_is_seen(tab, site, planted):
             "sticks out",
         ),
         (
-            "nav.page-toc a { overflow: hidden; white-space: nowrap !important } nav.page-toc * { white-space: nowrap !important }",
+            "nav.page-toc a { overflow: hidden; width: 5rem } nav.page-toc * { white-space: nowrap !important }",
             1300,
             "contents cut",
         ),
@@ -230,7 +230,7 @@ def test_a_frame_in_the_dark_is_seen(tab, site):
         "img { padding: 8px !important }",
         ".text_html { background: #ced6dd !important }",
     ):
-        tab.add_style_tag(content=f"html[data-theme=dark] .bd-content .bd-article {rule}")
+        tab.add_style_tag(content=f"html[data-theme] .bd-content .bd-article:not(#x) {rule}")
         assert tab.evaluate(FRAMES)
         tab.reload()
 
@@ -310,6 +310,8 @@ def test_players_play(tab, site, page):
     assert tab.evaluate(step) == "0"
     for scheme in ("light", "dark"):
         tab.emulate_media(color_scheme=scheme)
+        tab.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
+        tab.wait_for_timeout(300)
         ink = tab.evaluate("getComputedStyle(document.querySelector('.player button')).color")
         assert (int(re.findall(r"\d+", ink)[0]) > 128) == (scheme == "dark")
         style = tab.evaluate("getComputedStyle(document.querySelector('.player')).colorScheme")
@@ -329,7 +331,7 @@ def test_contents_are_sections_and_public_names(tab, site):
     headings = tab.locator("article h3 .owner + code").all_inner_texts()
     assert "add_noise" in headings
     color = "getComputedStyle(document.querySelector('article {}')).color"
-    assert tab.evaluate(color.format("h3 code")) == tab.evaluate(color.format("p"))
+    assert tab.evaluate(color.format("h3 code")) == tab.evaluate(color.format("h2"))
     for page in PAGES:
         tab.goto(f"{site}/{page}", wait_until="domcontentloaded")
         assert tab.locator("nav.page-toc a:visible").count() <= 40, page
@@ -459,7 +461,8 @@ def test_private_names_are_passed_over(pages):
 def test_folds_say_whose_code_they_hold(pages):
     for source, flags, label in (
         ("import torch\n\nfrom ddpm_nb.plot import book_style", {}, "Setup"),
-        ("book_style()", {}, "Setup"),
+        ("book_style()\nx = 1", {}, "Setup"),
+        ("text = 'a'\nMarkdown(text)", {}, "The code of this table"),
         ("import torch\nx = 1", {}, "The code of this output"),
         ("plt.plot(x)", {"fig-alt": '"A line."'}, "The code of this figure"),
         ("def grade_one(x): pass", {}, "The grader"),

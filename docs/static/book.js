@@ -11,5 +11,5 @@ addEventListener("DOMContentLoaded", () => {
     box.addEventListener("scroll", () => mark(box), { passive: true });
   });
   watch("article :is(.highlight pre, table, .wide, .output.text_html)");
-  addEventListener("load", () => window.MathJax?.startup?.promise?.then(() => watch("article mjx-container")));
+  addEventListener("load", () => window.MathJax?.startup?.promise?.then(() => watch("article :is(span.math, mjx-container)")));
 });
