@@ -40,7 +40,7 @@ def _unet_fields(
         block_out_channels=[config.base_dim * m for m in config.dim_multiply],
         down_block_types=[f"{a}DownBlock2D" for a in attention],
         up_block_types=[f"{a}UpBlock2D" for a in reversed(attention)],
-        norm_num_groups=config.groups, **{name: getattr(config, name) for name in _SHARED})
+        norm_num_groups=config.groups, **{k: getattr(config, k) for k in _SHARED})
 
 # %% ../nbs/14_interop.ipynb #a4923d93
 _RENAMES = (                                    # applied in this order
@@ -58,7 +58,7 @@ _RENAMES = (                                    # applied in this order
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."))
 
-# %% ../nbs/14_interop.ipynb #8374b925
+# %% ../nbs/14_interop.ipynb #b8561240
 def _their_names(
     name: str,        # of a parameter of ours
 ) -> list[str]:       # theirs: three for q, k and v, else one
@@ -80,7 +80,7 @@ def _to_their_weights(
             out[new] = part.flatten(1) if linear else part     # (c, c, 1, 1) -> (c, c)
     return out
 
-# %% ../nbs/14_interop.ipynb #7611dc0e
+# %% ../nbs/14_interop.ipynb #9496eb53
 def _to_our_weights(
     weights: dict[str, Tensor],     # by their names
     shapes: dict[str, Tensor],      # by ours: the state dict of a network of that config
@@ -89,8 +89,8 @@ def _to_our_weights(
     if wrong := set(weights) ^ {new for name in shapes for new in _their_names(name)}:
         raise ValueError(f"weights: expected those of the config; missing or left over: "
                          f"{', '.join(sorted(wrong)[:3])}")
-    joined = {name: torch.cat([weights[n] for n in _their_names(name)]) for name in shapes}
-    return {name: joined[name].reshape(like.shape) for name, like in shapes.items()}
+    return {name: torch.cat([weights[n] for n in _their_names(name)]).reshape(like.shape)
+            for name, like in shapes.items()}
 
 # %% ../nbs/14_interop.ipynb #11cf9b2f
 def need_diffusers():   # -> the module
@@ -101,7 +101,7 @@ def need_diffusers():   # -> the module
         raise ValueError("diffusers is not there: pip install 'ddpm_nb[interop]'") from None
     return diffusers
 
-# %% ../nbs/14_interop.ipynb #fbf37ead
+# %% ../nbs/14_interop.ipynb #ca9a25a3
 def _network(
     net,              # what was given
     kind: type,       # what it should be
@@ -125,16 +125,17 @@ def unet_to_diffusers(
     unet.load_state_dict(_to_their_weights(model.state_dict()))
     return unet.to(weight.device).train(model.training)
 
-# %% ../nbs/14_interop.ipynb #def20912
+# %% ../nbs/14_interop.ipynb #bfb580fd
 def _their_fields(
     given: dict,               # fields of a `UNet2DModel`
 ) -> tuple[dict, dict]:        # the default of every field; and those with what is given
     "All fields of a network of theirs, as JSON would hold them."
-    parameters = inspect.signature(need_diffusers().UNet2DModel.__init__).parameters.values()
-    defaults = {p.name: _plain(p.default) for p in parameters if p.name != "self"}
+    signature = inspect.signature(need_diffusers().UNet2DModel.__init__)
+    defaults = {k: _plain(p.default) for k, p in signature.parameters.items()}
+    del defaults["self"]
     return defaults, defaults | {k: _plain(v) for k, v in given.items() if k[0] != "_"}
 
-# %% ../nbs/14_interop.ipynb #e26d7ba3
+# %% ../nbs/14_interop.ipynb #5f12c637
 def _plain(
     value,      # of a field
 ):              # a list for a tuple
@@ -151,15 +152,16 @@ def _model_config(
     try:
         config = _config_from(theirs)
         ours = defaults | _unet_fields(config)
-    except ValueError as e:                              # its fields are not judged twice
+    except ValueError as e:
         unfit += str(e).split(" | ")
-        ours = defaults | {k: theirs[k] for k in _unet_fields(ModelConfig.preset("cifar10"))}
+        said = _unet_fields(ModelConfig.preset("cifar10"))
+        ours = defaults | {k: theirs[k] for k in said}   # these are not judged twice
     unfit += [f"{k}: expected {ours.get(k, 'no such field')!r}; got {v!r}"
               for k, v in theirs.items() if k not in ours or v != ours[k]]
     if unfit: raise ValueError(f"unet: fields that do not fit: {' | '.join(unfit)}")
     return config
 
-# %% ../nbs/14_interop.ipynb #668e461b
+# %% ../nbs/14_interop.ipynb #ff0763f6
 def _config_from(
     theirs: dict,        # all fields of a `UNet2DModel`
 ) -> ModelConfig:        # or ValueError, of the config itself
@@ -174,7 +176,7 @@ def _config_from(
     if groups == group_count(widths[0]): config.norm_num_groups = None
     return config
 
-# %% ../nbs/14_interop.ipynb #b22fd3d9
+# %% ../nbs/14_interop.ipynb #aafdec88
 def _one_word(
     theirs: dict,        # all fields of a `UNet2DModel`: changed
 ) -> dict:               # the same dict
@@ -190,19 +192,20 @@ def _one_word(
         if theirs[name] == word: theirs[name] = other
     return theirs
 
-# %% ../nbs/14_interop.ipynb #ae0bc1d9
+# %% ../nbs/14_interop.ipynb #ca29dffa
 def _check_levels(
     theirs: dict,        # all fields of a `UNet2DModel`; a size that does not fit is put right
 ) -> list[str]:          # what is wrong with the size
     "One width a level, and a size that can be halved as often as there are levels."
-    widths, size, levels = (theirs[k] for k in ("block_out_channels", "sample_size", "down_block_types"))
+    widths, levels = theirs["block_out_channels"], theirs["down_block_types"]
     if not levels or len(levels) != len(widths):
         raise ValueError(f"unet: fields that do not fit: block_out_channels: expected one a level, "
                          f"{len(levels)}; got {widths!r}")
-    factor = 2 ** (len(levels) - 1)
+    size, factor = theirs["sample_size"], 2 ** (len(levels) - 1)
     if isinstance(size, int) and size > 0 and size % factor == 0: return []
     theirs["sample_size"] = factor
-    return [f"sample_size: expected one number for height and width, a multiple of {factor}; got {size!r}"]
+    return [f"sample_size: expected one number for height and width, a multiple of {factor}; "
+            f"got {size!r}"]
 
 # %% ../nbs/14_interop.ipynb #e8df0c13
 def unet_from_diffusers(
@@ -214,7 +217,7 @@ def unet_from_diffusers(
     model.load_state_dict(_to_our_weights(unet.state_dict(), model.state_dict()))
     return model.to(unet.device).train(unet.training)
 
-# %% ../nbs/14_interop.ipynb #93e52755
+# %% ../nbs/14_interop.ipynb #c2a791ae
 def _betas_for_diffusers(
     scheduler: NoiseScheduler,
 ) -> dict:                       # keyword arguments of `DDPMScheduler`
@@ -238,23 +241,26 @@ def scheduler_to_diffusers(
     "The same schedule in diffusers; its step t is our t + 1."
     _check_ours(scheduler, variance)
     return need_diffusers().DDPMScheduler(
-        scheduler.num_timesteps, variance_type=_VARIANCE_TYPES[variance], clip_sample=clip,
+        scheduler.num_timesteps, clip_sample=clip,
+        variance_type=_VARIANCE_TYPES[variance],
         timestep_spacing="trailing" if variance == "beta_tilde" else "linspace",
         **_betas_for_diffusers(scheduler))
 
-# %% ../nbs/14_interop.ipynb #4280d449
+# %% ../nbs/14_interop.ipynb #0eadbb34
 def _check_ours(
     scheduler,       # a NoiseScheduler?
     variance,        # one that diffusers has?
 ) -> None:           # or ValueError
     "What can be said in diffusers."
     if not isinstance(scheduler, NoiseScheduler):
-        raise ValueError(f"scheduler: expected a ddpm_nb NoiseScheduler; got {type(scheduler).__name__}")
+        raise ValueError("scheduler: expected a ddpm_nb NoiseScheduler; "
+                         f"got {type(scheduler).__name__}")
     if not isinstance(variance, str) or variance not in _VARIANCE_TYPES:
-        raise ValueError(f"variance: expected one of {', '.join(_VARIANCE_TYPES)}, diffusers has no other; "
-                         f"got {variance if isinstance(variance, str) else type(variance).__name__}")
+        got = variance if isinstance(variance, str) else type(variance).__name__
+        raise ValueError(f"variance: expected one of {', '.join(_VARIANCE_TYPES)}, "
+                         f"diffusers has no other; got {got}")
 
-# %% ../nbs/14_interop.ipynb #4146b14d
+# %% ../nbs/14_interop.ipynb #5d3db61b
 def _schedule_from(
     theirs,                  # a DDPMScheduler or DDIMScheduler
 ) -> NoiseScheduler:
@@ -278,30 +284,33 @@ def scheduler_from_diffusers(
     else: how["variance"] = _our_variances()[theirs.config.variance_type]
     return _schedule_from(theirs), how
 
-# %% ../nbs/14_interop.ipynb #11bf9e5c
+# %% ../nbs/14_interop.ipynb #012991e8
 def _our_variances() -> dict[str, str]:   # their name: ours
     "What their variances are called here: two of theirs are one of ours."
     return {v: k for k, v in _VARIANCE_TYPES.items()} | dict(fixed_small_log="beta_tilde")
 
-# %% ../nbs/14_interop.ipynb #f8583fcf
+# %% ../nbs/14_interop.ipynb #3e99ea93
 def _check_theirs(
     theirs,          # what should be a DDPMScheduler or DDIMScheduler
 ) -> None:           # or ValueError, with every field that ours cannot express
     "What can be said here."
     if type(theirs).__name__ not in ("DDPMScheduler", "DDIMScheduler"):
-        raise ValueError(f"scheduler: expected a DDPMScheduler or a DDIMScheduler; got {type(theirs).__name__}")
-    c, T, variances = theirs.config, theirs.config.num_train_timesteps, _our_variances()
-    variance, count = c.get("variance_type", "fixed_small"), T if c.trained_betas is None else len(c.trained_betas)
-    rules = dict(
-        prediction_type=(c.prediction_type in _PREDICTION_TYPES, ", ".join(_PREDICTION_TYPES), c.prediction_type),
+        raise ValueError("scheduler: expected a DDPMScheduler or a DDIMScheduler; "
+                         f"got {type(theirs).__name__}")
+    c, variances = theirs.config, _our_variances()
+    T, betas = c.num_train_timesteps, c.trained_betas
+    predicts, variance = c.prediction_type, c.get("variance_type", "fixed_small")
+    count, reach = T if betas is None else len(betas), c.clip_sample_range
+    rules = dict(                                          # is it so?, what is expected, what came
+        prediction_type=(predicts in _PREDICTION_TYPES, ", ".join(_PREDICTION_TYPES), predicts),
         variance_type=(variance in variances, ", ".join(variances), variance),
         thresholding=(not c.thresholding, "False", c.thresholding),
         rescale_betas_zero_snr=(not c.rescale_betas_zero_snr, "False", c.rescale_betas_zero_snr),
-        clip_sample_range=(not c.clip_sample or c.clip_sample_range == 1, "1", c.clip_sample_range),
+        clip_sample_range=(not c.clip_sample or reach == 1, "1", reach),
         set_alpha_to_one=(c.get("set_alpha_to_one", True), "True", False),
         trained_betas=(count == T, f"num_train_timesteps = {T} of them", count))
-    if unfit := [f"{k}: expected {what}; got {got!r}" for k, (good, what, got) in rules.items() if not good]:
-        raise ValueError(f"scheduler: fields that do not fit: {' | '.join(unfit)}")
+    unfit = [f"{k}: expected {what}; got {got!r}" for k, (so, what, got) in rules.items() if not so]
+    if unfit: raise ValueError(f"scheduler: fields that do not fit: {' | '.join(unfit)}")
 
 # %% ../nbs/14_interop.ipynb #71f5598b
 def to_diffusers(
@@ -314,24 +323,25 @@ def to_diffusers(
     theirs = scheduler_to_diffusers(scheduler, variance, clip)
     return unet_to_diffusers(model), theirs
 
-# %% ../nbs/14_interop.ipynb #d1215602
+# %% ../nbs/14_interop.ipynb #c684dcae
 def from_diffusers(
-    source,                                     # a pipeline, its folder, or its name on the hub
-) -> tuple[nn.Module, NoiseScheduler, dict]:    # network, schedule, how its sampler was set
-    "Their pipeline here: with all T steps `sample(model, scheduler, n, **how)` draws its pictures."
+    source,      # a pipeline, its folder, or its name on the hub
+) -> tuple[nn.Module, NoiseScheduler, dict]:   # network, schedule, keywords for `sample`
+    "Their pipeline here: `sample(model, scheduler, n, **how)` draws its pictures."
     if isinstance(source, str | Path): source = _open_pipeline(source)
     parts, unfit = [], []
-    for convert, part in ((scheduler_from_diffusers, "scheduler"), (unet_from_diffusers, "unet")):
+    for convert, part in ((scheduler_from_diffusers, "scheduler"),
+                          (unet_from_diffusers, "unet")):
         try: parts.append(convert(getattr(source, part, None)))
         except ValueError as e: unfit.append(str(e))
     if unfit: raise ValueError(" | ".join(unfit))
     (scheduler, how), model = parts
-    if model.stem.weight.dtype.itemsize < 4: model = model.float()     # what samplers take
+    if model.stem.weight.dtype.itemsize < 4: model = model.float()   # what samplers take
     prediction = _PREDICTION_TYPES[source.scheduler.config.prediction_type]
     if prediction != "noise": model = NoiseFrom(model, scheduler, prediction)
     return model, scheduler, how
 
-# %% ../nbs/14_interop.ipynb #7e2c7336
+# %% ../nbs/14_interop.ipynb #bb90b4ca
 def _open_pipeline(
     source,           # a folder, or a name on the hub
 ):                    # -> diffusers' DDPMPipeline
@@ -339,11 +349,12 @@ def _open_pipeline(
     kind = need_diffusers().DDPMPipeline
     try:
         pipeline = kind.from_pretrained(str(source))
-        if any(p.is_meta for p in pipeline.unet.parameters()): raise ValueError("some weights are missing")
+        if any(p.is_meta for p in pipeline.unet.parameters()):
+            raise ValueError("some weights are missing")
         return pipeline
     except Exception as e:
-        raise ValueError(f"source: expected a pipeline, its folder or its name on the hub; {source} "
-                         f"cannot be loaded: {' '.join(str(e).split())[:200]}") from None
+        raise ValueError("source: expected a pipeline, its folder or its name on the hub; "
+                         f"{source} cannot be loaded: {' '.join(str(e).split())[:200]}") from None
 
 # %% ../nbs/14_interop.ipynb #ab6e6711
 def export_checkpoint(
@@ -364,7 +375,7 @@ def export_checkpoint(
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
-# %% ../nbs/14_interop.ipynb #2a57cc72
+# %% ../nbs/14_interop.ipynb #e6a5e11b
 def _empty_folder(
     folder,          # where something will be written
 ) -> Path:           # the folder: new or empty, in a folder that is there
@@ -376,7 +387,7 @@ def _empty_folder(
         raise ValueError(f"folder: expected a new or empty one; {folder} is there already")
     return folder
 
-# %% ../nbs/14_interop.ipynb #6e73a5c2
+# %% ../nbs/14_interop.ipynb #485b2528
 def import_pipeline(
     source,                    # as in `from_diffusers`
     folder,                    # of the new run; new or empty
@@ -388,13 +399,14 @@ def import_pipeline(
     if isinstance(source, str | Path): source = _open_pipeline(source).to(device)
     model, scheduler, how = from_diffusers(source)
     if not isinstance(model, UNet):
-        raise ValueError("prediction_type: a checkpoint holds a network that predicts the noise; "
-                         f"this one predicts {model.prediction}")
+        raise ValueError("prediction_type: a checkpoint holds a network that predicts "
+                         f"the noise; this one predicts {model.prediction}")
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
     config = dict(model=model.config.to_dict(), scheduler=scheduler.config,
                   training=dict(data_dir=None), data=dict(name=data or "pictures"))
-    try: return save_checkpoint(folder, 0, {"model": model.state_dict()}, config, keep=1), how
+    weights = {"model": model.state_dict()}
+    try: return save_checkpoint(folder, 0, weights, config, keep=1), how
     except OSError:
         if new: folder.rmdir()
         raise

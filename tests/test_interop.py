@@ -531,7 +531,7 @@ def test_kl_is_an_integral_on_a_grid(variance, t):
     alpha, abar_t, abar_s = (
         float(x) for x in (s.alpha[t], s.alpha_cumprod[t], s.alpha_cumprod[t - 1])
     )
-    shift = abar_s**0.5 * (1 - alpha) / (1 - abar_t) * error**0.5  # of the mean, for an x0 off by 0.1
+    shift = abar_s**0.5 * (1 - alpha) / (1 - abar_t) * error**0.5  # of the mean; x0 off by 0.1
     std_q = float(s.posterior_variance[t]) ** 0.5
     std_p = std_q if variance == "beta_tilde" else (1 - alpha) ** 0.5
     x = np.linspace(-15 * std_q, 15 * std_q, 200_001)
