@@ -151,7 +151,8 @@ def _check_schedule(
         f"(alpha_cumprod_T = {left ** 2:.2g})",
         (left > 0.05,
          "Walks start from noise that training never showed, and samples are tinted: "
-         "leave out beta_start and beta_end, which are then scaled with T, and train again."))
+         "leave out beta_start and beta_end, which are then scaled with T, and "
+         "train again."))
 
 # %% ../nbs/16_troubleshooting.ipynb #98daa291
 def _check_weights(
