@@ -106,7 +106,7 @@ def save_checkpoint(
     return final
 
 # %% ../nbs/10_checkpoints.ipynb #e12e629a
-WEIGHTS = Path(str(files("ddpm_nb"))) / "weights"    # of networks that come with us
+WEIGHTS = Path(str(files("ddpm_nb"))) / "weights"    # come with the package
 
 
 def shipped() -> list[str]:   # names for `load_pretrained`
