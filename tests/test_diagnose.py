@@ -263,7 +263,7 @@ def test_how_good_is_good_enough():
 def test_buckets_are_those_of_the_log(num_timesteps):
     log, t = train.LossLog(num_timesteps), torch.arange(1, num_timesteps + 1)
     log.add(t, t.float())
-    means = [m for m in log.line()["loss_by_t"] if m is not None]
+    means = [m for m in log.means()["loss_by_t"] if m is not None]
     assert means == pytest.approx(
         [float(part.double().mean()) for part in dg._t_buckets(num_timesteps)]
     )
