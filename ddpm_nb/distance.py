@@ -29,14 +29,15 @@ from .unet import ModelConfig
 
 # %% ../nbs/13_distances.ipynb #dc4f8aae
 class PictureClassifier(nn.Module):
-    "Three convolutions and 128 features: small, and good enough to measure distances with."
+    "Three convolutions and 128 features: enough to measure distances with."
     def __init__(self,
         channels: int = 1,
         classes: int = 10):
         super().__init__()
         self.channels, layers = channels, []
         for a, b in ((channels, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)]
         layers[-1] = nn.AdaptiveAvgPool2d(1)
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 128), nn.ReLU())
         self.head = nn.Linear(128, classes)
@@ -63,25 +64,32 @@ def train_classifier(
     batch_size: int = 128,
     progress: bool = False,       # show a bar
 ) -> PictureClassifier:
-    "A classifier by the book: Adam, one cycle of the learning rate, cross-entropy."
-    if len(data) < batch_size:
-        raise ValueError(f"batch_size: expected at most the {len(data)} pictures; got {batch_size}")
+    "A classifier by the book: AdamW, one cycle of the learning rate, cross-entropy."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = PictureClassifier(data.channels, int(labels.max()) + 1)
-        steps = epochs * (len(data) // batch_size)
-        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
-        for step in tqdm(range(steps), desc="classifier", disable=not progress):
-            if step % (steps // epochs) == 0: order = torch.randperm(len(data))
-            which = order[:batch_size].tolist()
-            order = order[batch_size:]
-            x = to_model_range(torch.stack([data[i] for i in which]), data.num_levels)
-            F.cross_entropy(net(x), labels[which]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            cycle.step()
+        order = _whole_batches(len(data), batch_size, epochs)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, len(order))
+    for which in tqdm(order, desc="classifier", disable=not progress):
+        x = to_model_range(torch.stack([data[i] for i in which]), data.num_levels)
+        F.cross_entropy(net(x), labels[which]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        cycle.step()
     return net.eval()
+
+# %% ../nbs/13_distances.ipynb #13a0b001
+def _whole_batches(
+    n: int,             # pictures
+    batch_size: int,
+    epochs: int,
+) -> list[list[int]]:   # indices, batch by batch
+    "Every picture once an epoch, in random order; what does not fill a batch is left out."
+    if n < batch_size:
+        raise ValueError(f"batch_size: expected at most the {n} pictures; got {batch_size}")
+    orders = [torch.randperm(n)[:n // batch_size * batch_size] for _ in range(epochs)]
+    return [part.tolist() for part in torch.cat(orders).split(batch_size)]
 
 # %% ../nbs/13_distances.ipynb #23482110
 class _InceptionFeatures(nn.Module):
@@ -90,9 +98,10 @@ class _InceptionFeatures(nn.Module):
         super().__init__()
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
-            self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"], antialias=False)
+            self.net = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"],
+                                          antialias=False)
         except Exception as e:
-            raise ValueError(f"features: the Inception weights could not be had "
+            raise ValueError(f"features: Inception could not be loaded "
                              f"({' '.join(str(e).split())[:200]})") from None
 
     def features(self,
@@ -104,9 +113,10 @@ class _InceptionFeatures(nn.Module):
 # %% ../nbs/13_distances.ipynb #99cd377a
 def own_features() -> list[str]:   # data sets
     "The data sets that the package has a classifier of."
-    return sorted(f.name.removesuffix("_features.safetensors") for f in WEIGHTS.glob("*_features.safetensors"))
+    files = WEIGHTS.glob("*_features.safetensors")
+    return sorted(f.name.removesuffix("_features.safetensors") for f in files)
 
-
+# %% ../nbs/13_distances.ipynb #13a0b005
 def load_features(
     name: str,      # one of `own_features()`, or "inception"
     device="cpu",
@@ -114,7 +124,8 @@ def load_features(
     "A network to measure distances with: the project's own classifier, or Inception."
     if name == "inception": return _InceptionFeatures().to(device).eval()
     if name not in own_features():
-        raise ValueError(f"features: expected one of {', '.join(own_features())}, inception; got {name!r}")
+        raise ValueError(f"features: expected one of {', '.join(own_features())}, "
+                         f"inception; got {name!r}")
     net = PictureClassifier()
     net.load_state_dict(load_file(WEIGHTS / f"{name}_features.safetensors"))
     return net.to(device).eval()
@@ -122,22 +133,23 @@ def load_features(
 # %% ../nbs/13_distances.ipynb #7470460b
 @torch.no_grad()
 def features_of(
-    net,                      # what `load_features` gave, or anything with a method `features`
-    pictures,                 # PictureData, or `(n, c, h, w)`: floats in [-1, 1], or bytes with 256 levels
+    net,                     # what `load_features` gave, or any module with such a method
+    pictures,                # PictureData, or `(n, c, h, w)`: floats in [-1, 1], or bytes
     batch_size: int = 250,
-) -> Tensor:                  # `(n, d)` float32 on the CPU
-    "The features of a set of pictures."
+) -> Tensor:                 # `(n, d)` float32 on the CPU
+    "The features of a set of pictures; bytes without a PictureData have 256 levels."
     device, out = next(net.parameters()).device, []
     for first in range(0, len(pictures), batch_size):
         last = min(first + batch_size, len(pictures))
-        x = torch.stack([pictures[i] for i in range(first, last)])                      # (b, c, h, w)
-        if x.dtype == torch.uint8: x = to_model_range(x, getattr(pictures, "num_levels", 256))
+        x = torch.stack([pictures[i] for i in range(first, last)])         # (b, c, h, w)
+        levels = getattr(pictures, "num_levels", 256)
+        if x.dtype == torch.uint8: x = to_model_range(x, levels)
         out.append(net.features(x.to(device)).float().cpu())
     return torch.cat(out)
 
 # %% ../nbs/13_distances.ipynb #8966472a
 class _FeaturesAsGiven(nn.Module):
-    "Stands where torchmetrics expects a feature network, when the features are there already."
+    "Stands where torchmetrics expects a network; the features are there already."
     def __init__(self,
         num_features: int):
         super().__init__()
@@ -145,14 +157,15 @@ class _FeaturesAsGiven(nn.Module):
 
     def forward(self, x): return x
 
-
+# %% ../nbs/13_distances.ipynb #13a0b00a
 def frechet_distance(
     a: Tensor,      # `(n, d)` features of one set
     b: Tensor,      # `(m, d)` of the other
 ) -> float:
     "FID on given features (Heusel et al. 2017, eq. 6), by torchmetrics in float64."
     from torchmetrics.image.fid import FrechetInceptionDistance
-    metric = FrechetInceptionDistance(feature=_FeaturesAsGiven(a.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_FeaturesAsGiven(a.shape[1]))
+    metric = metric.set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return float(metric.compute())
@@ -164,12 +177,12 @@ def kernel_distance(
     subsets: int = 50,     # random subsets to average over
     size: int = 1000,      # features in each
     seed: int = 0,
-) -> tuple[float, float]:  # KID, and the standard error of the average over subsets (not of the sets)
+) -> tuple[float, float]:  # KID, and the standard error over subsets (not over sets)
     "KID (Binkowski et al. 2018), by torchmetrics."
     from torchmetrics.image.kid import KernelInceptionDistance
-    with warnings.catch_warnings(action="ignore"):                    # of the memory it takes
-        metric = KernelInceptionDistance(feature=_FeaturesAsGiven(a.shape[1]), subsets=subsets,
-                                         subset_size=min(size, len(a), len(b)))
+    how = dict(subsets=subsets, subset_size=min(size, len(a), len(b)))
+    with warnings.catch_warnings(action="ignore"):                # of the memory it takes
+        metric = KernelInceptionDistance(feature=_FeaturesAsGiven(a.shape[1]), **how)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     with torch.random.fork_rng(devices=[]):
@@ -184,14 +197,16 @@ def precision_recall(
     k: int = 3,     # a point's ball reaches to its k-th neighbour
 ) -> tuple[float, float]:
     "Improved precision and recall (Kynkaanniemi et al. 2019)."
-    def radius(x): return torch.cat([torch.cdist(p, x).kthvalue(k + 1).values for p in x.split(500)])
+    def radius(x):
+        return torch.cat([torch.cdist(p, x).kthvalue(k + 1).values for p in x.split(500)])
     def inside(x, bank, radii):
-        return torch.cat([(torch.cdist(p, bank) <= radii).any(1) for p in x.split(500)]).double().mean()
-    return float(inside(fake, real, radius(real))), float(inside(real, fake, radius(fake)))
+        near = [(torch.cdist(p, bank) <= radii).any(1) for p in x.split(500)]
+        return float(torch.cat(near).double().mean())
+    return inside(fake, real, radius(real)), inside(real, fake, radius(fake))
 
 # %% ../nbs/13_distances.ipynb #9188c793
 def ladder(
-    pictures: Tensor,        # `(n, c, h, w)` uint8, real pictures the features have not seen
+    pictures: Tensor,        # `(n, c, h, w)` uint8, real, not seen by the features
     num_levels: int = 256,
     noise: tuple = (2, 5, 10),   # standard deviations, in 255ths of the range
     seed: int = 0,
@@ -200,9 +215,9 @@ def ladder(
     g, most = torch.Generator().manual_seed(seed), num_levels - 1
     rungs = {"real": pictures}
     for level in noise:
-        grain = torch.randn(pictures.shape, generator=g) * level / 255 * most
-        rungs[f"noise {level}/255"] = (pictures + grain).round().clamp(0, most).to(torch.uint8)
-    return rungs | {"moved by 1 pixel": pictures.roll(1, -1)}                    # the last column comes first
+        noisy = pictures + torch.randn(pictures.shape, generator=g) * level / 255 * most
+        rungs[f"noise {level}/255"] = noisy.round().clamp(0, most).to(torch.uint8)
+    return rungs | {"moved by 1 pixel": pictures.roll(1, -1)}
 
 # %% ../nbs/13_distances.ipynb #c85543ea
 def nearest(
@@ -228,6 +243,20 @@ def evaluation_data(
         if not str(e).startswith("split:"): raise
     return data
 
+# %% ../nbs/13_distances.ipynb #13a0b023
+def _measure_x0_error(
+    model, scheduler, path: Path,   # the checkpoint
+    pictures: PictureData,          # of the training set
+    n: int, strata, seed: int,      # as in `likelihood_row`
+    **how,                          # batch_size, precision, progress
+) -> None:
+    "Saves the checkpoint's table of errors, if it has none."
+    file = path / "x0_error.safetensors"
+    if file.is_file(): return
+    n, seed = min(n, len(pictures)), seed + 10_000               # draws of no row's own
+    seen = denoise(model, scheduler, pictures, n, strata, seed, **how)
+    save_file({"x0_error": x0_error_table(scheduler, seen)}, file)
+
 # %% ../nbs/13_distances.ipynb #d1707175
 def likelihood_row(
     model, scheduler, path,        # the checkpoint
@@ -236,22 +265,32 @@ def likelihood_row(
     strata: int | None = 100,      # draws of t for each of them; None: every t
     seed: int = 0,
     **how,                         # batch_size, precision, progress
-) -> dict:                         # "settings", "bits" of each variance and split, and what it cost
-    "Bits per dimension for three variances; measures the checkpoint's table of errors if it has none."
-    began, file = time.perf_counter(), Path(path) / "x0_error.safetensors"
-    if not file.is_file():
-        seen = denoise(model, scheduler, data["train"], min(n, len(data["train"])), strata,
-                       seed + 10_000, **how)                               # draws of no row's own
-        save_file({"x0_error": x0_error_table(scheduler, seen)}, file)
-    optimal, bits = load_x0_error(path), {}
+) -> dict:                         # "settings", "bits" by split and variance, cost
+    "Bits per dimension for three variances; measures the table if there is none."
+    began, bits, evaluations = time.perf_counter(), {}, 0        # without the table's
+    _measure_x0_error(model, scheduler, Path(path), data["train"], n, strata, seed, **how)
+    choices = dict(beta_tilde="beta_tilde", beta="beta", optimal=load_x0_error(path))
     for split, pictures in data.items():
-        seen = denoise(model, scheduler, pictures, min(n, len(pictures)), strata, seed, **how)
-        bits[split] = {name: bits_per_dim(scheduler, seen, optimal if name == "optimal" else name)
-                       for name in ("beta_tilde", "beta", "optimal")}
-    pictures = sum(min(n, len(d)) for d in data.values())
-    evaluations = pictures * ((strata or scheduler.num_timesteps - 1) + 1)     # without the table's
-    return dict(settings=dict(what="bits", n=n, strata=strata, seed=seed), evaluations=evaluations,
-                bits=bits, seconds=round(time.perf_counter() - began, 1))
+        many = min(n, len(pictures))
+        seen = denoise(model, scheduler, pictures, many, strata, seed, **how)
+        bits[split] = {k: bits_per_dim(scheduler, seen, v) for k, v in choices.items()}
+        evaluations += seen.t.numel()
+    return dict(settings=dict(what="bits", n=n, strata=strata, seed=seed), bits=bits,
+                evaluations=evaluations, seconds=round(time.perf_counter() - began, 1))
+
+# %% ../nbs/13_distances.ipynb #13a0b026
+def _compare(
+    reference: Tensor,   # `(m, d)` features of the training set
+    real: Tensor,        # `(k, d)` of pictures held out
+    fake: Tensor,        # `(n, d)` of samples
+) -> dict:
+    "Every distance of samples, and of real pictures where that says what can be had."
+    kid, error = kernel_distance(reference, fake)
+    precision, recall = precision_recall(real, fake[:len(real)])
+    best = precision_recall(real, reference[:len(real)])
+    return dict(fid=frechet_distance(reference, fake), kid=kid, kid_error=error,
+                precision=precision, recall=recall,
+                of_real=dict(precision=best[0], recall=best[1]))
 
 # %% ../nbs/13_distances.ipynb #d43fd151
 def quality_row(
@@ -260,23 +299,19 @@ def quality_row(
     net,                       # what `load_features` gave
     reference=None,            # features of the training set, if they are at hand
 ) -> dict:                     # fid, kid, precision, recall, and the ladder at the same n
-    "Distances of samples to the whole training set, beside those of real pictures, damaged."
-    if len(samples) < 4: raise ValueError(f"n: expected at least 4 samples to compare; got {len(samples)}")
+    "Distances of samples to the training set, beside those of real pictures, damaged."
+    if len(samples) < 4:
+        raise ValueError(f"n: expected at least 4 samples to compare; got {len(samples)}")
     levels, of = data["train"].num_levels, "test" if "test" in data else "train"
-    seen = lambda pixels: features_of(net, PictureData(pixels, num_levels=levels))
+    def features(x): return features_of(net, PictureData(x, num_levels=levels))
     reference = features_of(net, data["train"]) if reference is None else reference
-    fake = seen(to_pixels(samples, levels))
     real = torch.stack([data[of][i] for i in range(min(len(samples), len(data[of])))])
-    noise = (2, 5, 10) if levels == 256 else (10, 20, 40)                # less rounds away on few levels
-    rungs = {name: seen(x) for name, x in ladder(real, levels, noise).items()}
-    kid, error = kernel_distance(reference, fake)
-    real = rungs["real"]
-    precision, recall = precision_recall(real, fake[:len(real)])
-    best = precision_recall(real, reference[:len(real)])
-    return dict(fid=frechet_distance(reference, fake), kid=kid, kid_error=error, precision=precision,
-                recall=recall, of_real=dict(precision=best[0], recall=best[1]),
+    noise = (2, 5, 10) if levels == 256 else (10, 20, 40)         # less rounds away
+    rungs = {k: features(x) for k, x in ladder(real, levels, noise).items()}
+    fake = features(to_pixels(samples, levels))
+    return dict(**_compare(reference, rungs["real"], fake),
                 reference=f"{len(reference)} training pictures",
-                ladder={name: frechet_distance(reference, f) for name, f in rungs.items()},
+                ladder={k: frechet_distance(reference, f) for k, f in rungs.items()},
                 ladder_n=len(real), ladder_of=of)
 
 # %% ../nbs/13_distances.ipynb #41bbca9e
@@ -292,17 +327,19 @@ def sampling_row(
     reference=None,                # features of the training set, if they are at hand
     keep=None,                     # a .safetensors file for the samples, as bytes
     **how,                         # batch_size, precision, progress
-) -> dict:                         # "settings", what `quality_row` gives, and what it cost
+) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
-    began, own = time.perf_counter(), {}
-    if method == "ancestral":
-        own = dict(variance=load_x0_error(path) if variance == "optimal" else variance)
-    x = sample(model, scheduler, n, steps=steps, method=method, seed=seed, **how, **own)
+    began = time.perf_counter()
+    if method != "ancestral": variance = None
+    settings = dict(what="quality", n=n, method=method, steps=steps, seed=seed,
+                    features=features, variance=variance)
+    if variance:
+        how["variance"] = load_x0_error(path) if variance == "optimal" else variance
+    x = sample(model, scheduler, n, steps=steps, method=method, seed=seed, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
-    settings = dict(what="quality", n=n, method=method, steps=steps, seed=seed, features=features,
-                    variance=variance if own else None)
-    return dict(settings=settings, evaluations=n * steps, **quality_row(x, data, net, reference),
-                seconds=round(time.perf_counter() - began, 1))
+    made = quality_row(x, data, net, reference)
+    seconds = round(time.perf_counter() - began, 1)
+    return dict(settings=settings, evaluations=n * steps, **made, seconds=seconds)
 
 # %% ../nbs/13_distances.ipynb #9cfc84bc
 def row_text(
@@ -313,11 +350,14 @@ def row_text(
         return "\n".join(f"bits/dim, {split}: " + ", ".join(
             f"{k} {v['bits']:.4f} +- {v['standard_error']:.4f}" for k, v in bits.items())
             for split, bits in row["bits"].items())
-    s, rungs = row["settings"], ", ".join(f"{k} {v:.3f}" for k, v in row["ladder"].items())
-    return (f"FID {row['fid']:.3f} ({s['features']} features, n = {s['n']}, {row['reference']})\n"
-            f"ladder (n = {row['ladder_n']}, {row['ladder_of']} pictures): {rungs}\n"
-            f"KID {row['kid']:.4f}, precision {row['precision']:.3f}, recall {row['recall']:.3f}\n"
-            f"{row['seconds']} s, {row['evaluations']} network evaluations")
+    s, r = row["settings"], row
+    rungs = ", ".join(f"{k} {v:.3f}" for k, v in r["ladder"].items())
+    which = f"{s['features']} features, n = {s['n']}, {r['reference']}"
+    both = f"precision {r['precision']:.3f}, recall {r['recall']:.3f}"
+    return (f"FID {r['fid']:.3f} ({which})\n"
+            f"ladder (n = {r['ladder_n']}, {r['ladder_of']} pictures): {rungs}\n"
+            f"KID {r['kid']:.4f}, {both}\n"
+            f"{r['seconds']} s, {r['evaluations']} network evaluations")
 
 # %% ../nbs/13_distances.ipynb #e7d6c006
 def save_row(
@@ -325,12 +365,14 @@ def save_row(
     row: dict,       # "settings" says what it is a row of
 ) -> None:
     "Adds a row; one with the same settings is replaced; never leaves half a file."
-    try: rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    except ValueError as e: raise ValueError(f"out: {file} is not a JSON list of rows ({e})") from None
-    about = lambda r: (r["settings"], *(r.get("about", {}).get(k) for k in ("checkpoint", "step", "data")))
-    try: rows = [r for r in rows if about(r) != about(row)] + [row]
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"out: {file} is not a JSON list of rows") from None
+    def of(r):
+        about = r.get("about", {})
+        return r["settings"], *(about.get(k) for k in ("checkpoint", "step", "data"))
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        rows = [r for r in rows if of(r) != of(row)] + [row]
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ValueError(f"out: {file} is not a JSON list of rows ({e})") from None
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     temporary.replace(file)

@@ -29,8 +29,8 @@ def prior_term(
     x0: Tensor,      # `(b, c, h, w)` clean pictures in [-1, 1]
 ) -> Tensor:         # `(b,)` float64, bits per dimension
     "L_T: KL(q(x_T | x_0) || N(0, I)) (eq. 5)."
-    last, one = scheduler.alpha_cumprod[-1].cpu(), torch.ones((), dtype=torch.float64)
-    kl = gaussian_kl(last.sqrt() * x0.cpu().double(), 1 - last, 0 * one, one)        # (b, c, h, w)
+    abar_T, one = scheduler.alpha_cumprod[-1].cpu(), torch.ones((), dtype=torch.float64)
+    kl = gaussian_kl(abar_T.sqrt() * x0.cpu().double(), 1 - abar_T, 0 * one, one)
     return kl.flatten(1).mean(1) / math.log(2)
 
 # %% ../nbs/12_likelihood.ipynb #751b755f
@@ -40,12 +40,13 @@ def denoising_term(
     t: Tensor,               # `(...)` steps 2..T
     variance="beta_tilde",   # as in `NoiseScheduler.reverse_variance`
 ) -> Tensor:                 # `(...)` float64, bits per dimension
-    "L_{t-1}: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) (eq. 5), a function of the error alone."
+    "L_{t-1}: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) (eq. 5), of the error alone."
     t = scheduler.check_t(t, lowest=2)
     abar_t, abar_s, _, beta = scheduler.jump(t)
-    shift = abar_s.sqrt() * beta / (1 - abar_t) * x0_error.double().to(abar_t.device).sqrt()
-    kl = gaussian_kl(torch.zeros_like(shift), scheduler.posterior_variance[t], shift,
-                     scheduler.reverse_variance(t, variance=variance))
+    c_t = abar_s.sqrt() * beta / (1 - abar_t)
+    shift = c_t * x0_error.double().to(c_t.device).sqrt()     # of the mean
+    sigma2 = scheduler.reverse_variance(t, variance=variance)
+    kl = gaussian_kl(0 * shift, scheduler.posterior_variance[t], shift, sigma2)
     return kl / math.log(2)
 
 # %% ../nbs/12_likelihood.ipynb #f884cfea
@@ -53,13 +54,25 @@ def _log_normal_mass(
     low: Tensor,     # lower end, in standard deviations from the mean; may be -inf
     high: Tensor,    # upper end; may be inf
 ) -> Tensor:         # log(Phi(high) - Phi(low))
-    "The log of a standard normal's mass between two points, without cancellation in the tails."
+    "The log of a standard normal's mass between two points, right in the tails too."
     above = low + high > 0
     low, high = torch.where(above, -high, low), torch.where(above, -low, high)
     most = log_ndtr(high)
     return most + torch.log(-torch.expm1(log_ndtr(low) - most))
 
+# %% ../nbs/12_likelihood.ipynb #0a11b2d4
+def _on_levels(
+    x0: Tensor,        # `(b, c, h, w)` pictures in [-1, 1]
+    num_levels: int,   # grey levels K
+) -> Tensor:           # the same in float64, exactly at 2k / (K-1) - 1
+    "Undoes float32's rounding; pictures between the levels are refused."
+    level = (x0.cpu().double() + 1) / 2 * (num_levels - 1)                 # 0..K-1
+    if (level - level.round()).abs().max() > 1e-3:
+        raise ValueError(f"x0: expected pictures on {num_levels} levels, 2k / {num_levels - 1} - 1;"
+                         f" got values between them (rescaled, or another number of levels?)")
+    return level.round() * 2 / (num_levels - 1) - 1
 
+# %% ../nbs/12_likelihood.ipynb #0a11b2d5
 def decoder_term(
     scheduler: NoiseScheduler,
     x0: Tensor,              # `(b, c, h, w)` pictures in [-1, 1], exactly on their levels
@@ -69,12 +82,8 @@ def decoder_term(
 ) -> Tensor:                 # `(b,)` float64, bits per dimension
     "L_0: -log2 of the mass in each pixel's bin (eq. 13)."
     std = (scheduler.decoder_log_variance(variance)[1] / 2).exp().cpu()
-    x0, mean, half = x0.cpu().double(), x0_pred.cpu().double(), 1 / (num_levels - 1)
-    level = (x0 + 1) / (2 * half)                                                     # 0..K-1
-    if (level - level.round()).abs().max() > 1e-3:
-        raise ValueError(f"x0: expected pictures on {num_levels} levels, 2k / {num_levels - 1} - 1; got "
-                         f"values between them (rescaled, or another number of levels?)")
-    x0 = level.round() * 2 * half - 1                              # undoes float32's rounding
+    x0, mean = _on_levels(x0, num_levels), x0_pred.cpu().double()
+    half = 1 / (num_levels - 1)                                          # half a step
     low = ((x0 - half - mean) / std).masked_fill(x0 < half - 1, -math.inf)
     high = ((x0 + half - mean) / std).masked_fill(x0 > 1 - half, math.inf)
     return -_log_normal_mass(low, high).flatten(1).mean(1) / math.log(2)
@@ -82,17 +91,67 @@ def decoder_term(
 # %% ../nbs/12_likelihood.ipynb #a10c5c8d
 def _t_strata(
     num_timesteps: int,            # T
-    strata: int | None = None,     # how many; left out: one for each t
+    strata: int,                   # how many
 ) -> list[tuple[int, int]]:        # (first, after the last), together 2..T
     "2..T in ranges whose width grows with t."
-    most = num_timesteps - 1
-    n = most if strata is None else strata
-    if not 1 <= n <= most: raise ValueError(f"strata: expected 1..{most} (T - 1); got {strata}")
-    k = np.arange(n + 1)
-    edges = np.maximum(2 + k, np.round(2 + most * (k / n) ** 2).astype(int)).tolist()
+    most, k = num_timesteps - 1, np.arange(strata + 1)
+    edges = np.round(2 + most * (k / strata) ** 2).astype(int)
+    edges = np.maximum(2 + k, edges).tolist()                  # at least one t in each
     return list(zip(edges[:-1], edges[1:]))
 
+# %% ../nbs/12_likelihood.ipynb #0a11b2dc
+def _denoise_batch(
+    model,                   # `model(xt, t) -> noise_pred`
+    scheduler,               # its tables on the model's device
+    x0: Tensor,              # `(b, c, h, w)` pictures in [-1, 1], there too
+    ranges,                  # strata: (first t, after the last)
+    streams,                 # a torch.Generator for each picture
+    precision="float32",     # of the network
+    progress=None,           # a bar
+) -> tuple[Tensor, Tensor, Tensor]:  # the first stratum's guesses; t and errors `(b, s)`
+    "For each stratum: draw t, add noise, guess x_0, note the error."
+    columns, first = [], None
+    for low, high in ranges:
+        t = torch.stack([torch.randint(low, high, (), generator=g) for g in streams])
+        xt = scheduler.add_noise(x0, randn_like(x0, streams), t)
+        with autocast(x0.device, precision):
+            noise_pred = model(xt, t.to(x0.device)).float()
+        x0_pred = scheduler.predict_x0(xt, noise_pred, t).clamp(-1, 1)
+        columns.append((t, (x0_pred - x0).square().flatten(1).mean(1).cpu().double()))
+        first = x0_pred.cpu() if first is None else first
+        if progress is not None: progress.update(len(x0))
+    t, error = (torch.stack(c, 1) for c in zip(*columns))
+    return first, t, error
 
+# %% ../nbs/12_likelihood.ipynb #0a11b2e0
+def _draws(
+    data: PictureData,
+    num_timesteps: int,          # T
+    n: int | None,               # pictures; None: all
+    strata: int | None,          # draws of t a picture; None: every t
+) -> tuple[np.ndarray, list]:    # which pictures, and the strata, t = 1 first
+    "What `denoise` will ask about."
+    if data.inexact:
+        raise ValueError(f"data: likelihoods need pictures as they are, but {data.inexact}")
+    n, most = len(data) if n is None else n, num_timesteps - 1
+    if not 1 <= n <= len(data):
+        raise ValueError(f"n: expected 1..{len(data)}, the pictures there are; got {n}")
+    if strata is not None and not 1 <= strata <= most:
+        raise ValueError(f"strata: expected 1..{most} (T - 1); got {strata}")
+    ranges = [(1, 2), *_t_strata(num_timesteps, strata or most)]
+    return np.linspace(0, len(data) - 1, n).astype(int), ranges
+
+# %% ../nbs/12_likelihood.ipynb #0a11b2e3
+def _beside(
+    model,                       # a network, or any function
+    scheduler: NoiseScheduler,
+) -> tuple[NoiseScheduler, torch.device]:
+    "A copy of the tables on the model's device, and that device."
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    device = torch.device("cpu") if weight is None else weight.device
+    return make_scheduler(scheduler.config).to(device), device
+
+# %% ../nbs/12_likelihood.ipynb #0a11b2e1
 @dataclass
 class Denoised:
     "What a network made of some noisy pictures: all that a likelihood needs."
@@ -117,58 +176,57 @@ def denoise(
     progress: bool = False,       # show a bar
 ) -> Denoised:
     "Noises pictures, and notes how far off the clipped guesses of them are."
-    if data.inexact: raise ValueError(f"data: likelihoods need pictures as they are, but {data.inexact}")
-    n = len(data) if n is None else n
-    if not 1 <= n <= len(data): raise ValueError(f"n: expected 1..{len(data)}, the pictures there are; got {n}")
-    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    device = "cpu" if weight is None else weight.device
-    scheduler, which = make_scheduler(scheduler.config).to(device), np.linspace(0, len(data) - 1, n).astype(int)
-    ranges, parts = [(1, 2), *_t_strata(scheduler.num_timesteps, strata)], []
-    with tqdm(total=n * len(ranges), unit="step", desc="likelihood", disable=not progress) as bar:
-        for first in range(0, n, batch_size):
-            streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
+    scheduler, device = _beside(model, scheduler)
+    (which, ranges), parts = _draws(data, scheduler.num_timesteps, n, strata), []
+    with tqdm(total=len(which) * len(ranges), unit="step", disable=not progress) as bar:
+        for first in range(0, len(which), batch_size):
             pictures = torch.stack([data[i] for i in which[first:first + batch_size]])
-            x0, columns = to_model_range(pictures, data.num_levels).to(device), []
-            for low, high in ranges:
-                t = torch.stack([torch.randint(low, high, (), generator=g) for g in streams])
-                xt, on = scheduler.add_noise(x0, randn_like(x0, streams), t), t.to(device)
-                with autocast(device, precision): noise_pred = model(xt, on).float()
-                x0_pred = scheduler.predict_x0(xt, noise_pred, t).clamp(-1, 1)
-                columns.append((t, (x0_pred - x0).square().flatten(1).mean(1).cpu().double()))
-                if low == 1: at_1 = x0_pred.cpu()
-                bar.update(len(x0))
-            t, error = (torch.stack(c, 1) for c in zip(*columns))                       # (b, s)
-            parts.append((x0.cpu(), at_1, t, error))
-    x0, x0_pred, t, error = (torch.cat(p) for p in zip(*parts))
-    return Denoised(x0, x0_pred, t, torch.tensor([b - a for a, b in ranges]), error, data.num_levels)
+            x0 = to_model_range(pictures, data.num_levels).to(device)
+            streams = [stream(seed, first + i) for i in range(len(x0))]
+            batch = _denoise_batch(model, scheduler, x0, ranges, streams, precision, bar)
+            parts.append((x0.cpu(), *batch))
+    x0, x0_pred, t, error = map(torch.cat, zip(*parts))
+    width = torch.tensor([b - a for a, b in ranges])
+    return Denoised(x0, x0_pred, t, width, error, data.num_levels)
 
 # %% ../nbs/12_likelihood.ipynb #f2539103
 def bits_per_dim(
     scheduler: NoiseScheduler,
-    denoised: Denoised,         # what `denoise` gave
-    variance="beta_tilde",   # as in `NoiseScheduler.reverse_variance`
-) -> dict:                   # bits, standard_error, and the three parts of bits
+    denoised: Denoised,         # what `denoise` gave, of at least 2 pictures
+    variance="beta_tilde",      # as in `NoiseScheduler.reverse_variance`
+) -> dict:                      # bits, standard_error, and the three parts of bits
     "The bound (eq. 5) in bits per dimension, averaged over the pictures."
-    scheduler = make_scheduler(scheduler.config)
-    pairs = zip(denoised.x0.split(100), denoised.x0_pred.split(100))
-    first = torch.cat([decoder_term(scheduler, *pair, denoised.num_levels, variance) for pair in pairs])
-    terms = denoising_term(scheduler, denoised.error[:, 1:], denoised.t[:, 1:], variance)       # (n, s-1)
-    rest = (terms * denoised.width[1:]).sum(1)
-    prior = torch.cat([prior_term(scheduler, part) for part in denoised.x0.split(100)])
-    each = prior + rest + first                                                           # (n,)
-    if len(each) < 2: raise ValueError(f"denoised: expected at least 2 pictures, for a standard error; got {len(each)}")
-    error = each.std() / len(each) ** 0.5
-    parts = dict(bits=each.mean(), standard_error=error, prior=prior.mean(),
-                 denoising=rest.mean(), decoder=first.mean())
-    return {k: float(v) for k, v in parts.items()}
+    scheduler, d = make_scheduler(scheduler.config), _two_at_least(denoised)
+    prior = torch.cat([prior_term(scheduler, x0) for x0 in d.x0.split(100)])
+    terms = denoising_term(scheduler, d.error[:, 1:], d.t[:, 1:], variance)    # (n, s-1)
+    denoising = (terms * d.width[1:]).sum(1)
+    pairs = zip(d.x0.split(100), d.x0_pred.split(100))
+    parts = [decoder_term(scheduler, *pair, d.num_levels, variance) for pair in pairs]
+    decoder = torch.cat(parts)
+    bits = prior + denoising + decoder                                         # (n,)
+    standard_error = float(bits.std() / len(bits) ** 0.5)
+    means = dict(prior=prior, denoising=denoising, decoder=decoder)
+    return dict(bits=float(bits.mean()), standard_error=standard_error,
+                **{k: float(v.mean()) for k, v in means.items()})
 
+# %% ../nbs/12_likelihood.ipynb #0a11b2e6
+def _two_at_least(
+    denoised: Denoised,
+) -> Denoised:           # itself, or ValueError
+    "One picture has no standard error."
+    if len(denoised.x0) < 2:
+        raise ValueError(f"denoised: expected at least 2 pictures, for a standard error; "
+                         f"got {len(denoised.x0)}")
+    return denoised
 
+# %% ../nbs/12_likelihood.ipynb #0a11b2e9
 def x0_error_table(
     scheduler: NoiseScheduler,
     denoised: Denoised,         # what `denoise` gave
-) -> Tensor:                 # `(T+1,)` float64, for `variance=`
-    "The mean error at each t; between strata, a straight line in log error over log t."
-    t, error = denoised.t.double().mean(0).log(), denoised.error.mean(0).clamp_min(1e-12).log()
+) -> Tensor:                    # `(T+1,)` float64, for `variance=`
+    "The mean error at each t."
+    t = denoised.t.double().mean(0).log()
+    error = denoised.error.mean(0).clamp_min(1e-12).log()
     every = np.log(np.arange(1, scheduler.num_timesteps + 1))
     table = np.exp(np.interp(every, t.numpy(), error.numpy()))
     return torch.from_numpy(np.concatenate([[0.0], table]))
@@ -180,9 +238,10 @@ class GaussianDenoiser(nn.Module):
         pictures: Tensor,              # `(n, c, h, w)` in [-1, 1]
         scheduler: NoiseScheduler):
         super().__init__()
-        flat = pictures.double().flatten(1)                                          # (n, d)
+        flat = pictures.double().flatten(1)                                       # (n, d)
         values, vectors = torch.linalg.eigh(torch.cov(flat.T, correction=0))
-        tables = dict(mean=flat.mean(0), values=values, vectors=vectors, abar=scheduler.alpha_cumprod)
+        tables = dict(mean=flat.mean(0), values=values, vectors=vectors,
+                      abar=scheduler.alpha_cumprod)
         for name, v in tables.items(): self.register_buffer(name, v.clone())
 
     def forward(self,
@@ -191,6 +250,6 @@ class GaussianDenoiser(nn.Module):
     ) -> Tensor:       # `(b, c, h, w)` the expected noise
         "E[noise | x_t]."
         abar_t = self.abar[t].view(-1, 1)
-        y = (xt.flatten(1).double() - abar_t.sqrt() * self.mean) @ self.vectors         # (b, d)
+        y = (xt.flatten(1).double() - abar_t.sqrt() * self.mean) @ self.vectors   # (b, d)
         noise = y * (1 - abar_t).sqrt() / (abar_t * self.values.clamp_min(0) + 1 - abar_t)
         return (noise @ self.vectors.T).view_as(xt).to(xt.dtype)

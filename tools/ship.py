@@ -3,8 +3,8 @@
     python tools/ship.py runs/fashion_mnist fashion_mnist --commit 0123abc --device "one H100"
 
 Writes ddpm_nb/weights/NAME/ (the weights in half precision, config.json, the table of errors, the
-run card) and nbs/logs/NAME/ (the run's log, the rows of its evaluation); nothing, if something is
-missing. The card says how far the samples of the half precision weights are from those of the
+run card with the rows of its evaluation) and nbs/logs/NAME/log.jsonl (the run's log); nothing, if
+something is missing. The card says how far the samples of the half precision weights are from those of the
 originals. `make ship` measures, ships, and makes the README and page 15 anew.
 """
 
@@ -103,7 +103,6 @@ def collect(run, name, commit, device):
         target / "x0_error.safetensors": needed[0].read_bytes(),
         target / "run_card.json": text(card),
         logs / "log.jsonl": "".join(json.dumps(x) + "\n" for x in lines).encode(),
-        logs / "evaluation.json": text(rows),
     }, card
 
 
