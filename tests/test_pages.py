@@ -16,24 +16,7 @@ MODULES = sorted(
 )
 
 # Pages whose cells don't keep to the rules yet.
-TO_DO = [
-    "00_tour.ipynb",
-    "01_scheduler.ipynb",
-    "02_objective.ipynb",
-    "03_embedding.ipynb",
-    "04_blocks.ipynb",
-    "05_unet.ipynb",
-    "06_data.ipynb",
-    "07_sampling.ipynb",
-    "11_training.ipynb",
-    "12_likelihood.ipynb",
-    "14_interop.ipynb",
-    "15_fashion_mnist.ipynb",
-    "16_troubleshooting.ipynb",
-    "93_plot.ipynb",
-    "95_cheat_sheet.ipynb",
-    "96_glossary.ipynb",
-]
+TO_DO = []
 RULED = [p for p in PAGES if p not in TO_DO]
 
 # Definitions that stand in one exported cell, as "first, second": why they cannot be apart.
