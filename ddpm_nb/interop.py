@@ -142,25 +142,6 @@ def _plain(
     "The value as JSON would hold it."
     return list(value) if isinstance(value, tuple) else value
 
-# %% ../nbs/14_interop.ipynb #8746f0c4
-def _model_config(
-    given: dict,         # fields of a `UNet2DModel`; those left out have their defaults
-) -> ModelConfig:        # or ValueError, with every field that ours cannot express
-    "Our config of their network."
-    defaults, theirs = _their_fields(given)
-    unfit = _check_levels(_one_word(theirs))
-    try:
-        config = _config_from(theirs)
-        ours = defaults | _unet_fields(config)
-    except ValueError as e:
-        unfit += str(e).split(" | ")
-        said = _unet_fields(ModelConfig.preset("cifar10"))
-        ours = defaults | {k: theirs[k] for k in said}   # these are not judged twice
-    unfit += [f"{k}: expected {ours.get(k, 'no such field')!r}; got {v!r}"
-              for k, v in theirs.items() if k not in ours or v != ours[k]]
-    if unfit: raise ValueError(f"unet: fields that do not fit: {' | '.join(unfit)}")
-    return config
-
 # %% ../nbs/14_interop.ipynb #ff0763f6
 def _config_from(
     theirs: dict,        # all fields of a `UNet2DModel`
@@ -206,6 +187,25 @@ def _check_levels(
     theirs["sample_size"] = factor
     return [f"sample_size: expected one number for height and width, a multiple of {factor}; "
             f"got {size!r}"]
+
+# %% ../nbs/14_interop.ipynb #8746f0c4
+def _model_config(
+    given: dict,         # fields of a `UNet2DModel`; those left out have their defaults
+) -> ModelConfig:        # or ValueError, with every field that ours cannot express
+    "Our config of their network."
+    defaults, theirs = _their_fields(given)
+    unfit = _check_levels(_one_word(theirs))
+    try:
+        config = _config_from(theirs)
+        ours = defaults | _unet_fields(config)
+    except ValueError as e:
+        unfit += str(e).split(" | ")
+        said = _unet_fields(ModelConfig.preset("cifar10"))
+        ours = defaults | {k: theirs[k] for k in said}   # these are not judged twice
+    unfit += [f"{k}: expected {ours.get(k, 'no such field')!r}; got {v!r}"
+              for k, v in theirs.items() if k not in ours or v != ours[k]]
+    if unfit: raise ValueError(f"unet: fields that do not fit: {' | '.join(unfit)}")
+    return config
 
 # %% ../nbs/14_interop.ipynb #e8df0c13
 def unet_from_diffusers(
@@ -273,17 +273,6 @@ def _schedule_from(
     betas = theirs.betas if c.trained_betas is None else c.trained_betas
     return NoiseScheduler(torch.as_tensor(betas, dtype=torch.float64))
 
-# %% ../nbs/14_interop.ipynb #94d0e8a6
-def scheduler_from_diffusers(
-    theirs,                            # a DDPMScheduler or DDIMScheduler
-) -> tuple[NoiseScheduler, dict]:      # and how to sample: keyword arguments of `sample`
-    "Their schedule and their way of sampling, here."
-    _check_theirs(theirs)
-    how = dict(clip=theirs.config.clip_sample)
-    if type(theirs).__name__ == "DDIMScheduler": how["method"] = "ddim"
-    else: how["variance"] = _our_variances()[theirs.config.variance_type]
-    return _schedule_from(theirs), how
-
 # %% ../nbs/14_interop.ipynb #012991e8
 def _our_variances() -> dict[str, str]:   # their name: ours
     "What their variances are called here: two of theirs are one of ours."
@@ -311,6 +300,17 @@ def _check_theirs(
         trained_betas=(count == T, f"num_train_timesteps = {T} of them", count))
     unfit = [f"{k}: expected {what}; got {got!r}" for k, (so, what, got) in rules.items() if not so]
     if unfit: raise ValueError(f"scheduler: fields that do not fit: {' | '.join(unfit)}")
+
+# %% ../nbs/14_interop.ipynb #94d0e8a6
+def scheduler_from_diffusers(
+    theirs,                            # a DDPMScheduler or DDIMScheduler
+) -> tuple[NoiseScheduler, dict]:      # and how to sample: keyword arguments of `sample`
+    "Their schedule and their way of sampling, here."
+    _check_theirs(theirs)
+    how = dict(clip=theirs.config.clip_sample)
+    if type(theirs).__name__ == "DDIMScheduler": how["method"] = "ddim"
+    else: how["variance"] = _our_variances()[theirs.config.variance_type]
+    return _schedule_from(theirs), how
 
 # %% ../nbs/14_interop.ipynb #71f5598b
 def to_diffusers(

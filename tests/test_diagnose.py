@@ -87,7 +87,10 @@ def test_too_little_training(tmp_path):
 
 
 def test_unscaled_betas(tmp_path, monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "linear", lambda T: LinearNoiseScheduler(T, 1e-4, 0.02))
+    def unscaled(num_timesteps, beta_start=1e-4, beta_end=0.02):
+        return LinearNoiseScheduler(num_timesteps, beta_start, beta_end)
+
+    monkeypatch.setitem(SCHEDULES, "linear", unscaled)
     run = short_run(tmp_path / "run", schedule="linear", timesteps_diff=200)
     found = diagnose(run)
     assert found.wrong == ["schedule"] and "scaled with T" in says(found)

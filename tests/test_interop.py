@@ -118,9 +118,10 @@ def check_agreement(ours, unet, size, dtype):
 
 
 SIZES = dict(digits=(8, 12), fashion_mnist=(28, 28), cifar10=(16, 16), ffhq128=(16, 16))
+DIFFERENT = [k for i, k in enumerate(PRESETS) if PRESETS[k] not in list(PRESETS.values())[:i]]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_presets_go_out(name):
     config = replace(ModelConfig.preset(name), dropout=0.0)
     for dtype in (torch.float32, torch.float64):
