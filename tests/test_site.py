@@ -95,7 +95,7 @@ CUT = """(wide) => {
   const overflow = e => getComputedStyle(e).overflowX;
   const scrolls = e => ["auto", "scroll"].includes(overflow(e));
   for (const e of document.querySelectorAll("article *, nav.page-toc *, .bd-sidebar-primary nav *")) {
-    if (!seen(e) || e.closest("svg, mjx-assistive-mml, .headerlink, .visually-hidden, .sr-only")) continue;
+    if (!seen(e) || e.parentElement.closest("svg") || e.closest("mjx-assistive-mml, .headerlink, .visually-hidden")) continue;
     const box = e.getBoundingClientRect();
     let up = e.parentElement, inside = null;            // the nearest box that cuts or scrolls
     while (up && overflow(up) == "visible") up = up.parentElement;
@@ -114,7 +114,7 @@ CUT = """(wide) => {
     if (seen(e) && e.scrollWidth > e.clientWidth + 1) say("contents cut", e);
   for (const e of document.querySelectorAll("article img")) {
     const shrunk = e.getBoundingClientRect().width / e.naturalWidth;
-    if (seen(e) && e.naturalWidth > 640 && shrunk < (wide ? 0.5 : 0.55)) say(`drawn at ${shrunk.toFixed(2)}`, e);
+    if (seen(e) && e.naturalWidth > 640 && shrunk < 0.5) say(`drawn at ${shrunk.toFixed(2)}`, e);
   }
   if (document.documentElement.scrollWidth > edge) found.push("the page itself");
   return found;
