@@ -157,7 +157,9 @@ def main():
         [*sphinx, "-d", str(ROOT / "build" / "doctrees"), str(STAGE), str(made)]
     ).returncode:
         sys.exit("Sphinx had something to say: see above")
-    for p in set(made.glob("*.html")) - {made / "index.html"}:  # the front page's picture has no letters
+    for p in set(made.glob("*.html")) - {
+        made / "index.html"
+    }:  # the front page's picture has no letters
         p.write_text(frame_pictures(p.read_text(encoding="utf-8"), made), encoding="utf-8")
     for name, text in texts.items():
         (made / name).write_text(text, encoding="utf-8")

@@ -15,7 +15,9 @@ def plain_markdown(text):
     text = re.sub(r"\[(`[^`\n]*`)\]\{\.owner\}", r"\1", text).replace(".``", ".")
     text = re.sub(r'<a id="[^"]*"></a>', "", text)
     text = re.sub(r"\]\(site:([\w.]+)\.html", r"](\1.html.md", text)
-    text = re.sub(r"\]\((?:figures|design_docs)/(?=[^)]*\.(?:png|svg)\))", f"]({HOST}_images/", text)
+    text = re.sub(
+        r"\]\((?:figures|design_docs)/(?=[^)]*\.(?:png|svg)\))", f"]({HOST}_images/", text
+    )
     text = re.sub(r"\]\(site:(?=nbs/)", f"]({HOST}", text)
     text = re.sub(
         r"^:::\{(\w+)\}\n(.*?)\n:::$",
@@ -47,7 +49,12 @@ def output_text(out, alt):
     if out["output_type"] == "stream":
         return fenced("text", "".join(out["text"]))
     data = out.get("data", {})
-    for mime in ("image/svg+xml", "image/png", "image/jpeg", "image/gif"):  # as MyST-NB prefers them
+    for mime in (
+        "image/svg+xml",
+        "image/png",
+        "image/jpeg",
+        "image/gif",
+    ):  # as MyST-NB prefers them
         if mime in data:
             return f"![{alt}]({HOST}_images/{picture_file(mime, data[mime])})"
     if "text/markdown" in data:
