@@ -15,10 +15,15 @@ from torch import Tensor, nn
 def group_count(
     base_dim: int,  # the network's base width
 ) -> int:           # groups for every GroupNorm of the network
-    "The largest divisor of base_dim that is at most min(32, base_dim / 4): 32 at Ho's 128."
+    "The largest divisor of base_dim up to min(32, base_dim / 4): 32 at Ho's 128."
+    _check_base_dim(base_dim)
+    return max(g for g in range(1, min(32, base_dim // 4) + 1) if base_dim % g == 0)
+
+# %% ../nbs/04_blocks.ipynb #e6dc1860
+def _check_base_dim(base_dim):
+    "ValueError where not even one group of four channels fits."
     if base_dim < 4:
         raise ValueError(f"base_dim: expected at least 4, four channels a group; got {base_dim}")
-    return max(g for g in range(1, min(32, base_dim // 4) + 1) if base_dim % g == 0)
 
 # %% ../nbs/04_blocks.ipynb #7f683588
 def ho_init(
@@ -31,7 +36,7 @@ def ho_init(
             nn.init.zeros_(layer.bias)
     return module
 
-
+# %% ../nbs/04_blocks.ipynb #5a3df02e
 def zero_init(
     module: nn.Module,  # the last layer of a branch
 ) -> nn.Module:         # the same layer, every parameter zero
@@ -41,13 +46,13 @@ def zero_init(
 
 # %% ../nbs/04_blocks.ipynb #0272e994
 class ResNetBlock(nn.Module):
-    "Two convolutions with the time added between them, plus a shortcut (Ho et al., appendix B)."
+    "Two convolutions, the time added between, plus a shortcut (Ho et al., appendix B)."
     def __init__(self,
         in_dim: int,            # channels that come in
         out_dim: int,           # channels that go out
         time_dim: int,          # width of the time embedding
         groups: int,            # of both GroupNorms
-        dropout: float = 0.0,   # probability that a value is dropped before the second convolution
+        dropout: float = 0.0,   # share of values dropped before the second convolution
         eps: float = 1e-6):     # of both GroupNorms
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_dim, eps=eps)
@@ -56,7 +61,8 @@ class ResNetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, out_dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_dim, out_dim, 3, padding=1)
-        self.shortcut = nn.Identity() if in_dim == out_dim else nn.Conv2d(in_dim, out_dim, 1)
+        same = in_dim == out_dim
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_dim, out_dim, 1)
         ho_init(self)
         zero_init(self.conv2)
 
@@ -65,28 +71,27 @@ class ResNetBlock(nn.Module):
         time_emb: Tensor,  # `(b, time_dim)` from `TimeEmbedding`
     ) -> Tensor:           # `(b, out_dim, h, w)`
         "What passes through, plus what two convolutions make of it and of the time."
-        y = self.conv1(F.silu(self.norm1(x)))  # (b, out_dim, h, w)
-        y = y + self.time_proj(F.silu(time_emb))[:, :, None, None]  # the same for every pixel
+        y = self.conv1(F.silu(self.norm1(x)))                # (b, out_dim, h, w)
+        y = y + self.time_proj(F.silu(time_emb))[:, :, None, None]  # same for every pixel
         y = self.conv2(self.dropout(F.silu(self.norm2(y))))  # (b, out_dim, h, w)
         return self.shortcut(x) + y
 
 # %% ../nbs/04_blocks.ipynb #9b45e4a7
 class SelfAttention(nn.Module):
-    "Every pixel looks at all: x plus a projection of softmax(q k / sqrt(d)) v (Ho et al., appendix B)."
+    "Every pixel looks at all: x + out(softmax(q k / sqrt(d)) v) (Ho et al., appendix B)."
     def __init__(self,
         dim: int,             # channels
         groups: int,          # of the GroupNorm
         num_heads: int = 1,   # heads, each with dim / num_heads channels
         eps: float = 1e-6):   # of the GroupNorm
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads: expected a divisor of the {dim} channels; got {num_heads}")
+        _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(groups, dim, eps=eps)
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)  # q, k and v: three 1x1 convolutions in one
         self.out = zero_init(nn.Conv2d(dim, dim, 1))
         nn.init.zeros_(self.qkv.bias)
-        for weight in self.qkv.weight.detach().chunk(3):       # each with the variance of its own layer
+        for weight in self.qkv.weight.detach().chunk(3):   # the variance of its own layer
             nn.init.xavier_uniform_(weight)
 
     def forward(self,
@@ -94,19 +99,27 @@ class SelfAttention(nn.Module):
     ) -> Tensor:    # `(b, c, h, w)`
         "x, plus what each pixel gathers from all."
         b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.num_heads, c // self.num_heads, h * w)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (b, heads, h * w, c / heads)
-        y = F.scaled_dot_product_attention(q, k, v)  # (b, heads, h * w, c / heads)
+        heads, n = self.num_heads, h * w
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, heads, c // heads, n)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)          # each (b, heads, n, c / heads)
+        y = F.scaled_dot_product_attention(q, k, v)        # (b, heads, n, c / heads)
         return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
+
+# %% ../nbs/04_blocks.ipynb #764f734a
+def _check_heads(dim, num_heads):
+    "ValueError where the channels can't be shared out among the heads."
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads: expected a divisor of the {dim} channels; got {num_heads}")
 
 # %% ../nbs/04_blocks.ipynb #04cc8f7f
 class Downsample(nn.Module):
-    "Half the height and width: 3x3, stride 2, with zeros below and at the right (Ho's code)."
+    "Half the height and width: 3x3, stride 2, zeros below and at the right (Ho's code)."
     def __init__(self,
         dim: int,           # channels
-        padding: int = 0):  # 0: (0, 1, 0, 1), as TensorFlow's SAME does it; 1: on all four sides
+        padding: int = 0):  # 0: (0, 1, 0, 1), TensorFlow's SAME; 1: on all four sides
         super().__init__()
-        self.padding = (1, 1, 1, 1) if padding else (0, 1, 0, 1)     # left, right, top, bottom
+        # zeros at left, right, top, bottom
+        self.padding = (1, 1, 1, 1) if padding else (0, 1, 0, 1)
         self.conv = ho_init(nn.Conv2d(dim, dim, 3, stride=2))
 
     def forward(self,
@@ -115,7 +128,7 @@ class Downsample(nn.Module):
         "The zeros, then the convolution."
         return self.conv(F.pad(x, self.padding))
 
-
+# %% ../nbs/04_blocks.ipynb #08216926
 class Upsample(nn.Module):
     "Twice the height and width: each pixel four times, then 3x3."
     def __init__(self,

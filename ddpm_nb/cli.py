@@ -10,20 +10,29 @@ __all__ = ['main_train', 'main_sample', 'main_evaluate', 'main_diagnose', 'main_
 # %% ../nbs/94_commands.ipynb #5665f57f
 import argparse
 import functools
+import itertools
 import json
 import os
 import sys
 import typing
 from dataclasses import fields
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from .device import PRECISIONS, pick_device
 from .diagnose import diagnose
-from .distance import (evaluation_data, likelihood_row, load_features, own_features, row_text,
-                              sampling_row, save_row)
+from ddpm_nb.distance import (
+    evaluation_data,
+    likelihood_row,
+    load_features,
+    own_features,
+    row_text,
+    sampling_row,
+    save_row,
+)
 from .images import save_gif, save_grid, save_pictures
 from .interop import export_checkpoint, import_pipeline, need_diffusers
 from .runs import WEIGHTS, find_checkpoint, load_checkpoint, load_x0_error, shipped
@@ -36,7 +45,7 @@ from .unet import PRESETS, ModelConfig
 def _command(
     work,         # a function that parses sys.argv and works
 ):                # -> the same, leaving the interpreter with an exit status
-    "One line; status 2 for a user's mistake, 1 for a full disk or a NaN, 130 or 143 for a stop."
+    "Whatever goes wrong becomes one line and a status."
     @functools.wraps(work)
     def run():
         name = Path(sys.argv[0]).name
@@ -57,8 +66,9 @@ def _device_flag(parser, default="the best there is") -> None:
 # %% ../nbs/94_commands.ipynb #d34142b0
 def _checkpoint_flag(parser) -> None:
     "What names a network, on every command that reads one."
-    parser.add_argument("checkpoint", help=f"a run folder (its newest checkpoint is meant), one "
-                                           f"step-... folder, or shipped: {', '.join(shipped())}")
+    names = ", ".join(shipped())
+    parser.add_argument("checkpoint", help="a run folder (its newest checkpoint is meant), one "
+                                           f"step-... folder, or shipped: {names}")
 
 # %% ../nbs/94_commands.ipynb #64409fc3
 def _int_tuple(
@@ -107,8 +117,9 @@ def _training_configs(
 ) -> tuple[DiffusionConfig, ModelConfig]:
     "Both configs: preset < file < what was typed."
     if preset not in DIFFUSION_PRESETS and (preset or not file):
-        raise ValueError(f"preset: expected one of {', '.join(DIFFUSION_PRESETS)}, "
-                         f"or --config FILE; got {preset}")
+        names = ", ".join(DIFFUSION_PRESETS)
+        raise ValueError(f"preset: expected one of {names}, or --config FILE; "
+                         f"got {preset}")
     given = {**DIFFUSION_PRESETS.get(preset, {}), **PRESETS.get(preset, {})}
     given |= (_read_config_file(file) if file else {}) | typed
     of_run = {f.name for f in fields(DiffusionConfig)}
@@ -122,7 +133,8 @@ def main_train() -> None:
     p = argparse.ArgumentParser("ddpm-train", description="Train a diffusion model.")
     p.add_argument("preset", nargs="?", help=", ".join(DIFFUSION_PRESETS))
     p.add_argument("--config", help="a JSON file with fields; what is typed wins over it")
-    p.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    p.add_argument("--resume", action="store_true",
+                   help="go on from the run's newest checkpoint")
     _device_flag(p)
     _field_flags(p.add_argument_group("training"), DiffusionConfig)
     _field_flags(p.add_argument_group("network"), ModelConfig)
@@ -163,16 +175,28 @@ def _own_flags(
     "The flags that belong to one sampler; those of another are refused."
     for name, value, owner in (("eta", eta, "ddim"), ("variance", variance, "ancestral")):
         if value is not None and method != owner:
-            raise ValueError(f"{name}: expected none with method {method}, it is {owner}'s; "
-                             f"got {value}")
+            raise ValueError(f"{name}: expected none with method {method}, "
+                             f"it is {owner}'s; got {value}")
     if method == "ddim": return dict(eta=eta or 0.0)
     if variance == "optimal": return dict(variance=load_x0_error(checkpoint))
     return dict(variance=variance or "beta_tilde")
 
+# %% ../nbs/94_commands.ipynb #bbb36693
+def _keep_frames(
+    frames: list,        # grows by a batch of pictures `(n, c, h, w)` a frame
+    steps: int,          # of the walk
+):                       # -> a callback for `sample`
+    "Keeps about 40 moments of the first batch's walk."
+    calls = itertools.count(1)
+    def watch(first, t_prev, x_prev, x0_pred):
+        due = next(calls) % max(1, steps // 40) == 0 or t_prev == 0
+        if first == 0 and due: frames.append(x_prev.float().cpu())
+    return watch
+
 # %% ../nbs/94_commands.ipynb #2e87eaba
 def _writable(
     out: Path,         # a .png, or a folder for single pictures
-    gif: str | None,
+    gif: str | None,   # a moving grid's file
 ) -> None:             # or ValueError
     "Makes the folders that will be written to, before anything is drawn."
     try:
@@ -188,24 +212,21 @@ def main_sample() -> None:
     a = _sample_flags()
     own = _own_flags(a.method, a.eta, a.variance, a.checkpoint)
     model, scheduler = load_checkpoint(a.checkpoint, pick_device(a.device))
-    out, frames, calls = Path(a.out), [], 0
+    out, frames = Path(a.out), []
+    one_grid = out.suffix == ".png"
     _writable(out, a.gif)
-    def watch(first, t_prev, x_prev, x0_pred):
-        nonlocal calls
-        calls += 1
-        due = calls % max(1, a.steps // 40) == 0 or t_prev == 0
-        if a.gif and first == 0 and due: frames.append(x_prev.float().cpu())
     x = sample(model, scheduler, a.n, steps=a.steps, method=a.method, seed=a.seed,
-               batch_size=a.batch_size, precision=a.precision, callback=watch, progress=True, **own)
-    save_grid(x, out) if out.suffix == ".png" else save_pictures(x, out)
+               batch_size=a.batch_size, precision=a.precision, progress=True,
+               callback=_keep_frames(frames, a.steps) if a.gif else None, **own)
+    save_grid(x, out) if one_grid else save_pictures(x, out)
     if a.gif: save_gif(frames, a.gif)
-    print(out if out.suffix == ".png" else f"{out}: {a.n} pictures", *([a.gif] if a.gif else []))
+    print(out if one_grid else f"{out}: {a.n} pictures", *([a.gif] if a.gif else []))
 
 # %% ../nbs/94_commands.ipynb #b84d11aa
 def _evaluate_flags() -> argparse.Namespace:   # what was typed
     "The flags of ddpm-evaluate."
-    p = argparse.ArgumentParser("ddpm-evaluate",
-                                description="Bits per dimension and sample quality of a checkpoint.")
+    about = "Bits per dimension and sample quality of a checkpoint."
+    p = argparse.ArgumentParser("ddpm-evaluate", description=about)
     _checkpoint_flag(p)
     p.add_argument("--data-dir", help="where the data set is")
     p.add_argument("--bits-n", type=int, default=250, help="pictures for bits/dim; 0: none (250)")
@@ -225,7 +246,12 @@ def _evaluate_flags() -> argparse.Namespace:   # what was typed
     return p.parse_args()
 
 # %% ../nbs/94_commands.ipynb #e071ae75
-def _check_evaluation(a, out, net, scheduler, data) -> None:   # or ValueError
+def _check_evaluation(
+    a: argparse.Namespace,   # what was typed
+    out: Path,               # the rows' file
+    scheduler,               # the checkpoint's NoiseScheduler
+    data: dict,              # "train", and "test" if there is one -> PictureData
+) -> None:                   # or ValueError
     "What would go wrong after an hour, found at once."
     if a.bits_n and (why := data["train"].inexact):
         raise ValueError(f"bits-n: expected 0, since {why}; got {a.bits_n}")
@@ -235,24 +261,46 @@ def _check_evaluation(a, out, net, scheduler, data) -> None:   # or ValueError
         folder = Path(file or ".").absolute().parent
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise ValueError(f"out, samples: cannot write to {folder}")
+
+# %% ../nbs/94_commands.ipynb #996d8ba0
+def _check_features(
+    net,                     # what `load_features` gave, or None
+    n: int,                  # samples
+    data: dict,              # "train", and "test" if there is one -> PictureData
+) -> None:                   # or ValueError
+    "Whether these samples can be compared by these features."
     if net is None: return
-    try: import torchmetrics                                                    # noqa: F401
-    except ImportError:
-        raise ValueError("features: need torchmetrics: pip install 'ddpm_nb[evaluate]'") from None
-    if a.n < 4: raise ValueError(f"n: expected 0, or at least 4 samples to compare; got {a.n}")
-    wanted = getattr(net, "channels", data["train"].channels)
-    if wanted != data["train"].channels:
+    if find_spec("torchmetrics") is None:
+        raise ValueError("features: need torchmetrics: pip install 'ddpm_nb[evaluate]'")
+    if n < 4: raise ValueError(f"n: expected 0, or at least 4 samples to compare; got {n}")
+    wanted, channels = getattr(net, "channels", data["train"].channels), data["train"].channels
+    if wanted != channels:
         raise ValueError(f"features: expected pictures with {wanted} channel; the data have "
-                         f"{data['train'].channels}")
+                         f"{channels}")
+
+# %% ../nbs/94_commands.ipynb #0eb20a55
+def _rows_file(
+    out: str | None,         # as typed
+    path: Path,              # the checkpoint's folder
+) -> Path:                   # a JSON file
+    "Where rows go: beside the weights, but not into the package, which its networks come with."
+    if out: return Path(out)
+    if path.is_relative_to(WEIGHTS): return Path(f"{path.name}-evaluation.json")
+    return path / "evaluation.json"
 
 # %% ../nbs/94_commands.ipynb #f5a5ce0b
-def _rows(a, path, net, features, model, scheduler, data):   # -> an iterator of rows
+def _rows(
+    a: argparse.Namespace,   # what was typed
+    network: tuple,          # model, scheduler, and the folder they come from
+    data: dict,              # "train", and "test" if there is one -> PictureData
+    features: tuple,         # what `load_features` gave or None, and its name
+):                           # an iterator of rows
     "The rows that were asked for, one after the other."
     if a.bits_n:
-        yield likelihood_row(model, scheduler, path, data, a.bits_n, a.strata or None, a.seed,
+        yield likelihood_row(*network, data, a.bits_n, a.strata or None, a.seed,
                              batch_size=a.batch_size, progress=True)
-    if net is not None:
-        yield sampling_row(model, scheduler, path, data, net, features, a.n, a.method, a.steps,
+    if features[0] is not None:
+        yield sampling_row(*network, data, *features, a.n, a.method, a.steps,
                            a.variance or "beta_tilde", a.seed, keep=a.samples,
                            batch_size=a.batch_size, precision=a.precision, progress=True)
 
@@ -265,17 +313,19 @@ def main_evaluate() -> None:
     if a.method != "ancestral": _own_flags(a.method, None, a.variance, path)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     model, scheduler = load_checkpoint(path, device)
-    name, own = config["data"]["name"], path.is_relative_to(WEIGHTS)
-    out = Path(a.out or (f"{path.name}-evaluation.json" if own else path / "evaluation.json"))
+    name, out = config["data"]["name"], _rows_file(a.out, path)
     data = evaluation_data(name, model.config, a.data_dir)
-    if "test" not in data: print(f"no test pictures in {name}, everything is of the training set")
+    if "test" not in data:
+        print(f"no test pictures in {name}, everything is of the training set")
     auto = name if name in own_features() else "inception"
     features = auto if a.features == "auto" else a.features
     net = load_features(features, device) if a.n and features != "none" else None
-    _check_evaluation(a, out, net, scheduler, data)
-    about = dict(checkpoint=path.name, step=config["step"], data=name, device=str(device),
-                 precision=a.precision, torch=torch.__version__, ddpm_nb=version("ddpm_nb"))
-    for row in _rows(a, path, net, features, model, scheduler, data):
+    _check_evaluation(a, out, scheduler, data)
+    _check_features(net, a.n, data)
+    about = dict(checkpoint=path.name, step=config["step"], data=name,
+                 device=str(device), precision=a.precision, torch=torch.__version__,
+                 ddpm_nb=version("ddpm_nb"))
+    for row in _rows(a, (model, scheduler, path), data, (net, features)):
         print(row_text(row))
         save_row(out, row | dict(about=about))
     print(out)
@@ -284,9 +334,11 @@ def main_evaluate() -> None:
 @_command
 def main_diagnose() -> None:
     "ddpm-diagnose: what is wrong with a run."
-    p = argparse.ArgumentParser("ddpm-diagnose", description="Say what is wrong with a run.")
+    about = "Say what is wrong with a run."
+    p = argparse.ArgumentParser("ddpm-diagnose", description=about)
     _checkpoint_flag(p)
-    p.add_argument("--data", help="a data set or a folder; left out: what the run was trained on")
+    p.add_argument("--data",
+                   help="a data set or a folder; left out: what the run was trained on")
     p.add_argument("--n", type=int, default=64, help="pictures to measure on (64)")
     _device_flag(p)
     a = p.parse_args()
@@ -298,15 +350,16 @@ def main_diagnose() -> None:
 @_command
 def main_export() -> None:
     "ddpm-export: a checkpoint for diffusers."
-    p = argparse.ArgumentParser("ddpm-export",
-                                description="A checkpoint as a folder for diffusers' DDPMPipeline.")
+    about = "A checkpoint as a folder for diffusers' DDPMPipeline."
+    p = argparse.ArgumentParser("ddpm-export", description=about)
     _checkpoint_flag(p)
     p.add_argument("folder", help="where to: new or empty")
     p.add_argument("--variance", choices=list(VARIANCES), default="beta_tilde",
                    help="of the pipeline's sampler (beta_tilde)")
     _device_flag(p, "cpu")
     a = p.parse_args()
-    folder = export_checkpoint(a.checkpoint, a.folder, a.variance, pick_device(a.device or "cpu"))
+    device = pick_device(a.device or "cpu")
+    folder = export_checkpoint(a.checkpoint, a.folder, a.variance, device)
     print(f'{folder}\nnext: DDPMPipeline.from_pretrained("{folder}")'
           f"(batch_size=16, num_inference_steps=50)")
 
@@ -314,11 +367,12 @@ def main_export() -> None:
 @_command
 def main_import() -> None:
     "ddpm-import: a diffusers pipeline as a checkpoint."
-    p = argparse.ArgumentParser("ddpm-import",
-                                description="A diffusers DDPM pipeline as a checkpoint.")
+    about = "A diffusers DDPM pipeline as a checkpoint."
+    p = argparse.ArgumentParser("ddpm-import", description=about)
     p.add_argument("source", help="the pipeline's folder, or its name on the hub")
     p.add_argument("folder", help="where to: new or empty")
-    p.add_argument("--data", help="what it was trained on, for ddpm-evaluate: cifar10, ...")
+    p.add_argument("--data",
+                   help="what it was trained on, for ddpm-evaluate: cifar10, ...")
     _device_flag(p, "cpu")
     a = p.parse_args()
     device = pick_device(a.device or "cpu")

@@ -11,6 +11,7 @@ __all__ = ['DATASETS', 'Pictures']
 import gzip
 import math
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from torch import Tensor
 class Pictures(NamedTuple):
     "A data set in memory."
     pictures: Tensor              # `(n, c, h, w)` uint8, levels 0..num_levels - 1
-    labels: Tensor | None         # `(n,)` int64, indices into class_names; None: not there
+    labels: Tensor | None         # `(n,)` int64, places in class_names; None: not there
     class_names: tuple[str, ...]  # one a class
     num_levels: int = 256         # grey levels
 
@@ -33,7 +34,7 @@ def _digits_split(
     split: str,     # "train" (1,500), "test" (297) or "all"
 ):                  # -> indices into scikit-learn's arrays
     "Which of the 1,797 scans a split holds."
-    order = np.random.RandomState(0).permutation(1797)     # a stream that NumPy has frozen
+    order = np.random.RandomState(0).permutation(1797)
     return dict(train=order[:1500], test=order[1500:], all=slice(None))[split]
 
 # %% ../nbs/90_datasets.ipynb #c4624fbf
@@ -43,24 +44,27 @@ def _digits(
 ) -> Pictures:      # 1 x 8 x 8, levels 0..16
     "scikit-learn's digits, split by a fixed permutation."
     found, which = load_digits(), _digits_split(split)
-    scans = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)    # (1797, 1, 8, 8)
+    scans = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
     labels = torch.from_numpy(found.target).long()
     return Pictures(scans[which], labels[which], tuple("0123456789"), num_levels=17)
 
 # %% ../nbs/90_datasets.ipynb #9438714b
 def _read_idx(
-    path,         # an IDX file of bytes, plain or .gz
+    path: Path,   # an IDX file of bytes, plain or .gz
 ) -> Tensor:      # uint8, of the shape that its header states
     "An array in LeCun's IDX format: magic number, sizes, bytes."
     try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as f: raw = f.read()
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rb") as f: raw = f.read()
         zeros, kind, ndim = raw[:2], raw[2], raw[3]
         shape = np.frombuffer(raw, ">u4", ndim, offset=4).tolist()
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as e:
         raise ValueError(f"{path}: damaged, or not an IDX file ({e})") from None
     if zeros != b"\0\0" or kind != 8 or len(raw) != 4 + 4 * ndim + math.prod(shape):
-        raise ValueError(f"{path}: damaged, or not IDX with bytes (sizes {shape}, {len(raw)} bytes)")
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
+        raise ValueError(f"{path}: damaged, or not IDX with bytes "
+                         f"(sizes {shape}, {len(raw)} bytes)")
+    array = np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+    return torch.from_numpy(array.copy())
 
 # %% ../nbs/90_datasets.ipynb #cf470729
 def _idx_files(
@@ -68,12 +72,12 @@ def _idx_files(
     data_dir: Path | None,  # holds the IDX files, or FashionMNIST/raw; left out: ./data
     split: str,             # "train" (60,000), "test" (10,000) or "all"
     what: str,              # "images" or "labels"
-) -> tuple[list[Path], list[Path]]:   # the files, none if some are missing; and where they may lie
-    "The IDX files of a split that are there."
-    kind, root = dict(mnist="MNIST", fashion_mnist="FashionMNIST")[name], data_dir or Path("data")
-    package = name.replace("_", "-")
+) -> tuple[list[Path], list[Path]]:   # the files or none; and folders where they may be
+    "The IDX files of a split, if all of them are there."
+    root, package = data_dir or Path("data"), name.replace("_", "-")
+    kind = dict(mnist="MNIST", fashion_mnist="FashionMNIST")[name]
     folders = [root / kind / "raw", root / package, Path("/usr/share/datasets") / package]
-    if data_dir: folders = [data_dir, *folders]  # not in ./data: both sets use the same file names
+    if data_dir: folders = [data_dir, *folders]
     parts = dict(train=["train"], test=["t10k"], all=["train", "t10k"])[split]
     for folder in folders:
         found = [sorted(folder.glob(f"{part}-{what}?idx?-ubyte*")) for part in parts]
@@ -92,30 +96,30 @@ def _idx_download(
     except Exception as e:
         debian = ", or apt-get install dataset-fashion-mnist" * (kind == "FashionMNIST")
         raise ValueError(
-            f"{name}: found no IDX files in {', '.join(map(str, folders))}, and the download failed "
-            f"({' '.join(str(e).split())}); put train-images-idx3-ubyte.gz, "
+            f"{name}: found no IDX files in {', '.join(map(str, folders))}, and the download "
+            f"failed ({' '.join(str(e).split())}); put train-images-idx3-ubyte.gz, "
             f"t10k-images-idx3-ubyte.gz and the labels into data_dir{debian}") from None
 
 # %% ../nbs/90_datasets.ipynb #221b0b90
-_CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
-            "ankle boot")
+_CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt",
+            "sneaker", "bag", "ankle boot")
 
 
 def _mnist(
-    name: str,              # "mnist" or "fashion_mnist"
-    data_dir: Path | None,  # as in `_idx_files`
-    split: str,             # "train" (60,000), "test" (10,000) or "all"
-) -> Pictures:              # 1 x 28 x 28
+    data_dir: Path | None,       # as in `_idx_files`
+    split: str,                  # "train" (60,000), "test" (10,000) or "all"
+    name: str = "mnist",         # or "fashion_mnist"
+    class_names: tuple[str, ...] = tuple("0123456789"),
+) -> Pictures:                   # 1 x 28 x 28
     "From IDX files that are there; else torchvision downloads them."
     images, folders = _idx_files(name, data_dir, split, "images")
     if not images:
         _idx_download(name, data_dir, folders)
         images, _ = _idx_files(name, data_dir, split, "images")
     labels, _ = _idx_files(name, data_dir, split, "labels")
-    pictures = torch.cat([_read_idx(f) for f in images]).unsqueeze(1)              # (n, 1, 28, 28)
-    shown = torch.cat([_read_idx(f) for f in labels]).long() if labels else None
-    names = tuple("0123456789") if name == "mnist" else _CLOTHES
-    return Pictures(pictures, shown, names)
+    pictures = torch.cat([_read_idx(f) for f in images]).unsqueeze(1)    # (n, 1, 28, 28)
+    kinds = torch.cat([_read_idx(f) for f in labels]).long() if labels else None
+    return Pictures(pictures, kinds, class_names)
 
 # %% ../nbs/90_datasets.ipynb #2ce87978
 def _cifar_records(
@@ -139,30 +143,31 @@ def _cifar_download(
             f"cifar10: found no batch files in {root}, and the download failed "
             f"({' '.join(str(e).split())}); unpack cifar-10-binary.tar.gz or "
             f"cifar-10-python.tar.gz into data_dir") from None
-    planes = found.data.transpose(0, 3, 1, 2).reshape(-1, 3072)                    # (n, 3 * 32 * 32)
+    planes = found.data.transpose(0, 3, 1, 2).reshape(-1, 3072)                  # (n, 3 * 32 * 32)
     return np.concatenate([np.uint8(found.targets)[:, None], planes], axis=1)
 
 # %% ../nbs/90_datasets.ipynb #6c293f44
-_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse",
+           "ship", "truck")
 
 
 def _cifar10(
-    data_dir: Path | None,  # has cifar-10-batches-bin or cifar-10-batches-py; left out: ./data
+    data_dir: Path | None,  # has cifar-10-batches-bin or ...-py; left out: ./data
     split: str,             # "train" (50,000), "test" (10,000) or "all"
 ) -> Pictures:              # 3 x 32 x 32
     "From the binary version's files if they are there, else through torchvision."
     root, parts = data_dir or Path("data"), []
     for train in dict(train=[True], test=[False], all=[True, False])[split]:
-        names = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
-        files = [root / "cifar-10-batches-bin" / n for n in names]
+        names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+        files = [root / "cifar-10-batches-bin" / f"{name}.bin" for name in names]
         here = all(f.is_file() for f in files)
         parts.append(_cifar_records(files) if here else _cifar_download(root, train))
-    records = torch.from_numpy(np.concatenate(parts))                              # (n, 3073)
+    records = torch.from_numpy(np.concatenate(parts))                    # (n, 3073)
     return Pictures(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long(), _THINGS)
 
 # %% ../nbs/90_datasets.ipynb #157e2335
-DATASETS = dict(
+DATASETS = dict(      # name: function of (data_dir, split) that gives Pictures
     digits=_digits,
-    fashion_mnist=lambda data_dir, split: _mnist("fashion_mnist", data_dir, split),
-    mnist=lambda data_dir, split: _mnist("mnist", data_dir, split),
+    fashion_mnist=partial(_mnist, name="fashion_mnist", class_names=_CLOTHES),
+    mnist=_mnist,
     cifar10=_cifar10)

@@ -1,4 +1,4 @@
-"""Where a network runs, and in which precision: four small questions with one answer each.
+"""Where a network runs, in which precision, and how much memory it takes: three questions with one answer each.
 
 Docs: https://ddpm-nb.github.io/ddpm_nb/device.html.md"""
 
@@ -15,7 +15,7 @@ import torch
 
 # %% ../nbs/91_device.ipynb #b6db22d6
 def pick_device(
-    wanted: str | None = None,   # "cpu", "cuda", "cuda:1", "mps"; left out: the best there is
+    wanted: str | None = None,   # "cpu", "cuda", "cuda:1", "mps"; left out: the best
 ) -> str:                        # a device that is here
     "The device that is asked for, if it is here, or the best there is."
     here = ["cpu"]
@@ -27,26 +27,27 @@ def pick_device(
         raise ValueError(f"device: expected one of {', '.join(here)}; got {wanted!r}")
     return wanted
 
-# %% ../nbs/91_device.ipynb #a5b3d266
-PRECISIONS = ("auto", "float32", "bf16")
-
 # %% ../nbs/91_device.ipynb #192ff8c2
 def has_fast_bf16(
     device,    # torch device
 ) -> bool:     # whether bf16 is sure to be faster than float32 there
-    "GPUs with bf16, and CPUs with AMX; with avx512_bf16 alone it can be slower than float32."
+    "GPUs with bf16, and CPUs with AMX; with avx512_bf16 alone it can be slower."
     kind = torch.device(device).type
     if kind == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 # %% ../nbs/91_device.ipynb #67e87c24
+PRECISIONS = ("auto", "float32", "bf16")
+
+
 def autocast(
     device,                   # torch device
-    precision: str = "auto",  # "bf16", "float32", or "auto": bf16 where the hardware has it
+    precision: str = "auto",  # "bf16", "float32", or "auto": bf16 where it is fast
 ):                            # -> a context manager
-    "The precision that a network's matrix products run in; weights and sums stay float32."
+    "The precision of a network's matrix products; weights and sums stay float32."
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}")
+        names = ", ".join(PRECISIONS)
+        raise ValueError(f"precision: expected one of {names}; got {precision!r}")
     if precision == "float32" or precision == "auto" and not has_fast_bf16(device):
         return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
@@ -57,7 +58,8 @@ def memory_peak(
 ) -> int:         # bytes
     "The most memory used so far: the GPU's, or this process's."
     if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device)
-    try: import resource                                          # not on Windows
-    except ImportError: return 0
+    try:
+        import resource
+    except ImportError: return 0                                  # on Windows
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

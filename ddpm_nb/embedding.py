@@ -19,14 +19,20 @@ def frequencies(
     dim: int,                   # width of the embedding: even, at least 4
     max_period: float = 10000,  # the slowest hand takes 2 pi max_period positions a turn
     device=None,                # of the result
-    freq_shift: int = 1,        # 1: the slowest is 1 / max_period; 0: a little faster, as in Vaswani et al.
+    freq_shift: int = 1,        # 0: the slowest hand is a little faster (Vaswani et al.)
 ) -> Tensor:                    # `(dim / 2,)` float32
     "Geometric frequencies from 1 down to 1 / max_period."
-    if dim < 4 or dim % 2:
-        raise ValueError(f"dim: expected an even number of at least 4 (half sines, half cosines); got {dim}")
+    _check_dim(dim)
     half = dim // 2
     i = torch.arange(half, dtype=torch.float32, device=device)
     return torch.exp(-math.log(max_period) * i / (half - freq_shift))
+
+# %% ../nbs/03_embedding.ipynb #3c9edf34
+def _check_dim(dim):
+    "ValueError where a sine would have no cosine, or there is one hand only."
+    if dim < 4 or dim % 2:
+        raise ValueError("dim: expected an even number of at least 4 (half sines, half cosines); "
+                         f"got {dim}")
 
 # %% ../nbs/03_embedding.ipynb #64d10f37
 def timestep_embedding(
@@ -36,26 +42,33 @@ def timestep_embedding(
     flip_sin_to_cos: bool = False,  # cosines first
     freq_shift: int = 1,        # as in `frequencies`
 ) -> Tensor:                    # `(b, dim)` float32: the sines, then the cosines
-    "The sinusoids of Vaswani et al. (section 3.5), in the order of Ho et al. (appendix B)."
-    if position.ndim != 1:
-        raise ValueError(f"position: expected shape (b,), one a picture; got {tuple(position.shape)}")
+    "Sinusoids of Vaswani et al. (section 3.5), sines first, as in Ho's code."
+    _check_position(position)
     omega = frequencies(dim, max_period, position.device, freq_shift)
-    angle = position.float()[:, None] * omega                      # (b, dim / 2)
+    angle = position.float()[:, None] * omega                               # (b, dim / 2)
     halves = angle.sin(), angle.cos()
-    return torch.cat(halves[::-1] if flip_sin_to_cos else halves, dim=1)   # (b, dim)
+    return torch.cat(halves[::-1] if flip_sin_to_cos else halves, dim=1)    # (b, dim)
+
+# %% ../nbs/03_embedding.ipynb #25b0af08
+def _check_position(position):
+    "ValueError for a single number: a batch has one position a picture."
+    if position.ndim != 1:
+        raise ValueError("position: expected shape (b,), one a picture; "
+                         f"got {tuple(position.shape)}")
 
 # %% ../nbs/03_embedding.ipynb #a67eb798
 class TimeEmbedding(nn.Module):
-    "Sinusoids -> Linear -> SiLU -> Linear: what every block of the network is told about the time."
+    "Sinusoids -> Linear -> SiLU -> Linear: what every block is told about the time."
     def __init__(self,
         base_dim: int,                   # width of the sinusoids: even, at least 4
-        time_dim: int | None = None,     # width of the result; left out: 4 * base_dim, as in Ho's network
+        time_dim: int | None = None,     # width of the result; None: 4 * base_dim, as Ho
         flip_sin_to_cos: bool = False,   # as in `timestep_embedding`
         freq_shift: int = 1):            # as in `frequencies`
         super().__init__()
+        _check_dim(base_dim)
         time_dim = time_dim or 4 * base_dim
-        frequencies(base_dim)                                      # refuses an odd width here already
-        self.base_dim, self.kind = base_dim, dict(flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift)
+        self.base_dim = base_dim
+        self.kind = dict(flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift)
         self.linear1 = nn.Linear(base_dim, time_dim)
         self.linear2 = nn.Linear(time_dim, time_dim)
 
@@ -63,5 +76,5 @@ class TimeEmbedding(nn.Module):
         position: Tensor,  # `(b,)` positions; the UNet passes t - 1
     ) -> Tensor:           # `(b, time_dim)`, in the weights' dtype
         "Embeds the position it is given."
-        emb = timestep_embedding(position, self.base_dim, **self.kind).to(self.linear1.weight.dtype)
-        return self.linear2(F.silu(self.linear1(emb)))
+        emb = timestep_embedding(position, self.base_dim, **self.kind)
+        return self.linear2(F.silu(self.linear1(emb.to(self.linear1.weight.dtype))))

@@ -11,7 +11,6 @@ __all__ = ['grid_image', 'save_grid', 'save_pictures', 'save_gif']
 from pathlib import Path
 
 import numpy as np
-
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -25,7 +24,8 @@ def grid_image(
 ) -> Image.Image:              # RGB
     "All pictures side by side; small ones are enlarged by whole pixels."
     ncols, width = ncols or int(np.ceil(len(x) ** 0.5)), x.shape[-1]
-    grid = make_grid(to_pixels(x), nrow=ncols, padding=2 if width > 16 else 1, pad_value=255)
+    line = 2 if width > 16 else 1
+    grid = make_grid(to_pixels(x), nrow=ncols, padding=line, pad_value=255)
     zoom = max(1, 64 // width)
     grid = grid.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)       # (3, H, W)
     return Image.fromarray(grid.permute(1, 2, 0).cpu().numpy())
@@ -46,7 +46,7 @@ def save_pictures(
 ) -> None:
     "Each picture as a PNG of its own: 00000.png, 00001.png, ..."
     for i, picture in enumerate(to_pixels(x).cpu()):
-        pixels = picture.permute(1, 2, 0).squeeze(-1).numpy()                 # (h, w, 3) or (h, w)
+        pixels = picture.permute(1, 2, 0).squeeze(-1).numpy()       # (h, w, 3) or (h, w)
         Image.fromarray(pixels).save(Path(folder) / f"{i:05d}.png")
 
 # %% ../nbs/92_images.ipynb #17da4c82
@@ -59,4 +59,5 @@ def save_gif(
     "A moving grid."
     images = [grid_image(x, ncols) for x in frames]
     durations = [milliseconds] * (len(images) - 1) + [2000]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations,
+                   loop=0)

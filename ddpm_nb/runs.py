@@ -26,6 +26,53 @@ from torch import Tensor
 from .scheduler import NoiseScheduler, make_scheduler
 from .unet import ModelConfig, UNet
 
+# %% ../nbs/10_checkpoints.ipynb #efb84acd
+def _sha256(
+    file: Path,   # of any size
+) -> str:         # 64 digits
+    "The fingerprint of a file's bytes."
+    with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+
+# %% ../nbs/10_checkpoints.ipynb #89a3726f
+def _write_tensors(
+    file: Path,                   # .safetensors
+    values: dict[str, Tensor],
+) -> str:                         # its sha256
+    "Tensors to a file, down to the disk."
+    save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, file)
+    with open(file, "rb") as f: os.fsync(f.fileno())
+    return _sha256(file)
+
+# %% ../nbs/10_checkpoints.ipynb #2e9ee51e
+def _write_config(
+    file: Path,     # config.json
+    config: dict,
+) -> None:
+    "A config to a file, down to the disk."
+    with open(file, "w", encoding="utf-8") as f:
+        json.dump(config, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+
+# %% ../nbs/10_checkpoints.ipynb #65a0fe69
+def _sync_folder(
+    path,    # a folder
+) -> None:
+    "Makes a rename in a folder last through a power cut."
+    handle = os.open(path, os.O_RDONLY)
+    try: os.fsync(handle)
+    finally: os.close(handle)
+
+# %% ../nbs/10_checkpoints.ipynb #9db47e28
+def _delete_old(
+    folder,      # the run's folder
+    keep: int,   # how many checkpoints to keep
+) -> None:
+    "Deletes all but the newest; each is renamed out of the way first."
+    for old in checkpoints(folder)[:-keep]:
+        gone = old.rename(old.with_name(f".old-{old.name}"))
+        shutil.rmtree(gone)
+
 # %% ../nbs/10_checkpoints.ipynb #858d6c85
 def checkpoints(
     folder,           # a run folder
@@ -42,47 +89,25 @@ def save_checkpoint(
     keep: int,                   # how many to keep
 ) -> Path:                       # folder/step-0001000
     "Writes a checkpoint under a temporary name, and gives it its own when it is whole."
-    final, temporary = Path(folder) / f"step-{step:07d}", Path(folder) / f".tmp-step-{step:07d}"
+    final = Path(folder) / f"step-{step:07d}"
+    temporary = final.with_name(f".tmp-{final.name}")
     try:
         temporary.mkdir()
-        digests = {f"{name}.safetensors": _write_tensors(temporary / f"{name}.safetensors", values)
+        digests = {f"{name}.safetensors":
+                   _write_tensors(temporary / f"{name}.safetensors", values)
                    for name, values in tensors.items()}
-        with open(temporary / "config.json", "w", encoding="utf-8") as f:
-            json.dump({**config, "step": step, "sha256": digests}, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
+        _write_config(temporary / "config.json", dict(config, step=step, sha256=digests))
         temporary.rename(final)
         _sync_folder(folder)
     except Exception as e:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"checkpoint {final} could not be written, nothing of it is left: {e}") from e
-    for old in checkpoints(folder)[:-keep]:
-        gone = old.rename(old.with_name(f".old-{old.name}"))
-        shutil.rmtree(gone)
+        raise OSError(f"checkpoint {final} could not be written, "
+                      f"nothing of it is left: {e}") from e
+    _delete_old(folder, keep)
     return final
 
-# %% ../nbs/10_checkpoints.ipynb #89a3726f
-def _write_tensors(
-    file: Path,                   # .safetensors
-    values: dict[str, Tensor],
-) -> str:                         # sha256 of what is on the disk
-    "Tensors to a file, down to the disk."
-    save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, file)
-    with open(file, "rb") as f:
-        os.fsync(f.fileno())
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-# %% ../nbs/10_checkpoints.ipynb #65a0fe69
-def _sync_folder(
-    path,                         # a folder
-) -> None:
-    "Makes a rename in a folder last through a power cut."
-    handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
-
 # %% ../nbs/10_checkpoints.ipynb #e12e629a
-WEIGHTS = Path(str(files("ddpm_nb"))) / "weights"    # of networks that come with the package
+WEIGHTS = Path(str(files("ddpm_nb"))) / "weights"    # come with the package
 
 
 def shipped() -> list[str]:   # names for `load_pretrained`
@@ -91,39 +116,43 @@ def shipped() -> list[str]:   # names for `load_pretrained`
 
 # %% ../nbs/10_checkpoints.ipynb #ca0d4391
 def find_checkpoint(
-    path,             # a run folder (its newest is meant), one `step-...` folder, or a shipped name
-) -> Path:            # a folder with config.json and weights
+    path,     # a run folder (its newest is meant), a `step-...` folder, or a shipped name
+) -> Path:    # a folder with config.json and weights
     "Which checkpoint is meant."
     name, path = str(path), Path(path)
     if (path / "config.json").is_file(): return path
-    if name in shipped() and not checkpoints(path): return WEIGHTS / name
-    if not path.is_dir():
-        raise ValueError(f"checkpoint: expected a run folder, a step folder or one of "
-                         f"{', '.join(shipped())}; there is no folder {path}")
-    if not checkpoints(path):
+    if checkpoints(path): return checkpoints(path)[-1]
+    if name in shipped(): return WEIGHTS / name
+    if path.is_dir():
         raise ValueError("checkpoint: expected a folder that holds step-... folders; "
                          f"{path} holds none")
-    return checkpoints(path)[-1]
+    raise ValueError(f"checkpoint: expected a run folder, a step folder or one of "
+                     f"{', '.join(shipped())}; there is no folder {path}")
+
+# %% ../nbs/10_checkpoints.ipynb #7a3bdb84
+def _offer(
+    path: Path,   # a checkpoint that cannot be read
+) -> str:         # the end of a sentence
+    "Names the checkpoint before this one, if there is one."
+    older = [p for p in checkpoints(path.parent) if p.name < path.name]
+    return f"; the one before it is {older[-1]}" if older else ""
 
 # %% ../nbs/10_checkpoints.ipynb #f8973aa4
 def read_checkpoint(
     path,             # one `step-...` folder
     name: str,        # "model" or "training"
 ) -> tuple[dict, dict[str, Tensor]]:  # its config and the tensors of that file
-    "Reads a file of a checkpoint, after comparing its sha256 with the one in config.json."
-    path = Path(path)
-    older = [p.name for p in checkpoints(path.parent) if p.name < path.name]
-    offer = f"; the one before it is {path.parent / older[-1]}" if older else ""
-    file = path / f"{name}.safetensors"
+    "Reads a file of a checkpoint, if its sha256 is the one in config.json."
+    path, file = Path(path), Path(path) / f"{name}.safetensors"
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        with open(file, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
-        whole = digest == config["sha256"][file.name]
+        whole = _sha256(file) == config["sha256"][file.name]
     except (OSError, ValueError, KeyError) as e:
-        raise ValueError(f"checkpoint: {path} cannot be read ({e}){offer}") from None
+        raise ValueError(f"checkpoint: {path} cannot be read ({e})"
+                         f"{_offer(path)}") from None
     if not whole:
         raise ValueError(f"checkpoint: {file} is damaged, its sha256 is not the one in "
-                         f"config.json{offer}")
+                         f"config.json{_offer(path)}")
     return config, load_file(file)
 
 # %% ../nbs/10_checkpoints.ipynb #8996b105
@@ -136,10 +165,10 @@ def load_checkpoint(
     model = UNet(ModelConfig.from_dict(config["model"]))
     try: model.load_state_dict(weights)
     except RuntimeError as e:
-        raise ValueError(f"checkpoint: the weights in {path} are not those of its config: "
-                         f"{str(e).splitlines()[1].strip()}") from None
-    model = model.to(device, memory_format=torch.channels_last).eval()    # the faster layout
-    return model, make_scheduler(config["scheduler"])
+        raise ValueError(f"checkpoint: the weights in {path} are not those of its "
+                         f"config: {str(e).splitlines()[1].strip()}") from None
+    model = model.to(device, memory_format=torch.channels_last)    # the faster layout
+    return model.eval(), make_scheduler(config["scheduler"])
 
 # %% ../nbs/10_checkpoints.ipynb #7f742cc3
 def load_pretrained(
@@ -155,7 +184,7 @@ def load_pretrained(
 def load_x0_error(
     path,             # as in `load_checkpoint`
 ) -> Tensor:          # `(T+1,)` float64, for `variance=` in `ancestral_sample`
-    "The table behind the optimal variance, which ddpm-evaluate measures and saves with the weights."
+    "The table behind the optimal variance, which ddpm-evaluate saves with the weights."
     file = find_checkpoint(path) / "x0_error.safetensors"
     if not file.is_file():
         raise ValueError(f"variance: the optimal one needs a measured table, {file}; "
@@ -163,8 +192,8 @@ def load_x0_error(
     return load_file(file)["x0_error"]
 
 # %% ../nbs/10_checkpoints.ipynb #3c82ef1e
-FREE_FIELDS = ("max_steps", "data_dir", "out_dir", "num_workers", "log_every", "save_every", "keep",
-               "sample_every", "compile")
+FREE_FIELDS = ("max_steps", "data_dir", "out_dir", "num_workers", "log_every",
+                "save_every", "keep", "sample_every", "compile")
 
 
 def _differences(
@@ -180,6 +209,31 @@ def _differences(
                 out.append(f"{k} is {new!r} and was {old!r}")
     return out
 
+# %% ../nbs/10_checkpoints.ipynb #4cd70eb2
+def _make_folder(
+    folder: Path,
+) -> None:          # or ValueError
+    "Makes a folder, and tries whether it can be written to."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as e:
+        raise ValueError(f"out_dir: cannot write to {folder}: {e.strerror}") from None
+
+# %% ../nbs/10_checkpoints.ipynb #5e88f30f
+def _check_same_run(
+    config: dict,   # of the run that wants to go on
+    found: Path,    # the checkpoint it would start from
+) -> None:          # or ValueError
+    "Refuses to go on with another run, or with one that has more steps than asked for."
+    saved, _ = read_checkpoint(found, "training")
+    if different := _differences(config, saved):
+        raise ValueError(f"resume: {found} is another run: {'; '.join(different)}")
+    if saved["step"] > (steps := config["training"]["max_steps"]):
+        raise ValueError(f"max_steps: expected at least the {saved['step']} steps of {found}; "
+                         f"got {steps}")
+
 # %% ../nbs/10_checkpoints.ipynb #d930aa3e
 def open_run(
     folder: Path,      # the run's folder
@@ -187,27 +241,16 @@ def open_run(
     resume: bool,
 ) -> Path | None:      # the checkpoint to start from
     "Makes the run's folder, or finds where to go on in it."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as e:
-        raise ValueError(f"out_dir: cannot write to {folder}: {e.strerror}") from None
+    _make_folder(folder)
     for left_over in [*folder.glob(".tmp-step-*"), *folder.glob(".old-step-*")]:
         shutil.rmtree(left_over)
-    if not resume:
-        if checkpoints(folder):
-            raise ValueError(f"out_dir: {folder} already holds a run: go on with it (resume), "
-                             f"or choose another folder")
-        return None
-    found = find_checkpoint(folder)
-    saved, _ = read_checkpoint(found, "training")
-    if different := _differences(config, saved):
-        raise ValueError(f"resume: {found} is another run: {'; '.join(different)}")
-    if saved["step"] > (steps := config["training"]["max_steps"]):
-        raise ValueError(f"max_steps: expected at least the {saved['step']} steps of {found}; "
-                         f"got {steps}")
-    return found
+    if resume:
+        found = find_checkpoint(folder)
+        _check_same_run(config, found)
+        return found
+    if checkpoints(folder):
+        raise ValueError(f"out_dir: {folder} already holds a run: go on with it "
+                         f"(resume), or choose another folder")
 
 # %% ../nbs/10_checkpoints.ipynb #d06ee950
 def trim_log(
@@ -215,8 +258,9 @@ def trim_log(
     step: int,      # of the checkpoint
 ) -> None:
     "Drops the lines that were written after the checkpoint, and one that was cut off."
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    lines = [x for x in text.splitlines(keepends=True) if x.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(file)
@@ -233,8 +277,9 @@ class StopSignal:
     "Notes Ctrl-C and SIGTERM, and gives their handlers back afterwards."
     def __enter__(self):
         self.noted, self.before = 0, {}
-        if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): self.before[s] = signal.signal(s, self.note)
+        if threading.current_thread() is threading.main_thread():    # others may not
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self.before[s] = signal.signal(s, self.note)
         return self
 
     def note(self, signum, frame): self.noted = signum
@@ -248,5 +293,6 @@ class StopSignal:
         "What all processes will act on."
         if accelerator.num_processes == 1: return self.noted
         votes = torch.tensor([self.noted == s for s in (signal.SIGTERM, signal.SIGINT)])
-        term, interrupt = accelerator.reduce(votes.float().to(accelerator.device), "sum").tolist()
+        votes = accelerator.reduce(votes.float().to(accelerator.device), "sum")
+        term, interrupt = votes.tolist()
         return signal.SIGTERM if term else signal.SIGINT if interrupt else 0

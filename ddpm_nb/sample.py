@@ -8,12 +8,15 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/sampling.html.md"""
 __all__ = ['SAMPLERS', 'timestep_walk', 'reverse_walk', 'ancestral_sample', 'ddim_step', 'ddim_sample', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #2e58a90b
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .device import autocast
+from .objective import noise_from_x0
 from .scheduler import NoiseScheduler, make_scheduler, randn_like, stream
 
 # %% ../nbs/07_sampling.ipynb #965679bb
@@ -23,9 +26,17 @@ def timestep_walk(
 ) -> list[int]:                 # steps + 1 numbers, from T down to 0
     "The steps a walk visits: evenly spread, from T to 0."
     steps = num_timesteps if steps is None else steps
+    _check_steps(steps, num_timesteps)
+    return np.linspace(num_timesteps, 0, steps + 1).round().astype(int).tolist()
+
+# %% ../nbs/07_sampling.ipynb #1c24f887
+def _check_steps(
+    steps: int,           # what should be 1..T
+    num_timesteps: int,   # T
+) -> None:                # or ValueError
+    "A walk has at least one step, and no more than the schedule."
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps: expected 1..{num_timesteps} (the scheduler's T); got {steps}")
-    return np.linspace(num_timesteps, 0, steps + 1).round().astype(int).tolist()
 
 # %% ../nbs/07_sampling.ipynb #064a1028
 @torch.no_grad()
@@ -45,21 +56,22 @@ def reverse_walk(
         if callback: callback(t_prev, xt, x0_pred)
     return xt
 
-
+# %% ../nbs/07_sampling.ipynb #7435e5c5
 def ancestral_sample(
-    model,                         # `model(xt, t) -> noise_pred`
+    model,                      # `model(xt, t) -> noise_pred`
     scheduler: NoiseScheduler,
-    xt: Tensor,                    # `(b, c, h, w)` standard normal
-    steps: int | None = None,      # how many steps; left out: all T
-    variance="beta_tilde",         # or "beta", or a table as in `NoiseScheduler.reverse_variance`
-    clip: bool = True,             # clip each guess of x0 to [-1, 1]
-    generator=None,                # a torch.Generator, or a list of one a picture
-    callback=None,                 # `callback(t_prev, x_prev, x0_pred)`
-    progress=None,                 # tqdm, say
-) -> Tensor:                       # `(b, c, h, w)` pictures
+    xt: Tensor,                 # `(b, c, h, w)` standard normal
+    steps: int | None = None,   # how many steps; left out: all T
+    variance="beta_tilde",      # or "beta", or a table: `NoiseScheduler.reverse_variance`
+    clip: bool = True,          # clip each guess of x0 to [-1, 1]
+    generator=None,             # a torch.Generator, or a list of one a picture
+    callback=None,              # `callback(t_prev, x_prev, x0_pred)`
+    progress=None,              # tqdm, say
+) -> Tensor:                    # `(b, c, h, w)` pictures
     "Ancestral sampling (Algorithm 2), with all the steps or fewer."
     def step(xt, noise_pred, t, t_prev):
-        return scheduler.sample_prev_timestep(xt, noise_pred, t, t_prev, variance, clip, generator)
+        return scheduler.sample_prev_timestep(xt, noise_pred, t, t_prev, variance, clip,
+                                              generator)
     walk = timestep_walk(scheduler.num_timesteps, steps)
     return reverse_walk(model, xt, walk, step, callback, progress)
 
@@ -69,7 +81,7 @@ def ddim_step(
     xt: Tensor,           # `(b, c, h, w)` noisy pictures
     noise_pred: Tensor,   # `(b, c, h, w)` the network's guess of the noise
     t: int, t_prev: int,  # from and to: t_prev < t
-    eta: float = 0.0,     # 0: deterministic; 1: as much noise as ancestral sampling with beta-tilde
+    eta: float = 0.0,     # 0: deterministic; 1: as much noise as the posterior
     clip: bool = True,    # clip the guess of x0, and recompute the noise from it
     generator=None,       # as in `ancestral_sample`
 ) -> tuple[Tensor, Tensor]:  # x at t_prev and the guess of x_0, both `(b, c, h, w)`
@@ -77,26 +89,26 @@ def ddim_step(
     dtype, xt = xt.dtype, xt.to(torch.promote_types(xt.dtype, torch.float32))
     x0 = scheduler.predict_x0(xt, noise_pred, t)
     if clip: x0 = x0.clamp(-1, 1)
-    abar_t, abar_s = scheduler.alpha_cumprod[t], scheduler.alpha_cumprod[t_prev]
-    std = eta * scheduler.sampling_std(t, t_prev)
-    def number(value): return scheduler.spread(value, xt)                    # in the dtype of xt
-    noise_pred = (xt - number(abar_t.sqrt()) * x0) / number((1 - abar_t).sqrt())   # that of this x0
-    x_prev = number(abar_s.sqrt()) * x0 + number((1 - abar_s - std ** 2).sqrt()) * noise_pred
-    if eta > 0: x_prev = x_prev + number(std) * randn_like(xt, generator)
-    return x_prev.to(dtype), x0.to(dtype)
+    noise = noise_from_x0(scheduler, xt, x0, t)                      # that of this x0
+    abar_s = scheduler.alpha_cumprod[t_prev]
+    sigma = eta * scheduler.sampling_std(t, t_prev)
+    factors = abar_s.sqrt(), (1 - abar_s - sigma ** 2).sqrt(), sigma
+    signal, rest, sigma = (scheduler.spread(f, xt) for f in factors)
+    z = randn_like(xt, generator) if eta > 0 else 0
+    return (signal * x0 + rest * noise + sigma * z).to(dtype), x0.to(dtype)
 
-
+# %% ../nbs/07_sampling.ipynb #9d05d94c
 def ddim_sample(
-    model,                       # `model(xt, t) -> noise_pred`
+    model,                      # `model(xt, t) -> noise_pred`
     scheduler: NoiseScheduler,
-    xt: Tensor,                  # `(b, c, h, w)` standard normal
-    steps: int | None = None,    # how many steps; left out: all T
-    eta: float = 0.0,            # between 0 (no noise) and 1
-    clip: bool = True,           # clip each guess of x0 to [-1, 1]
-    generator=None,              # a torch.Generator, or a list of one a picture
-    callback=None,               # `callback(t_prev, x_prev, x0_pred)`
-    progress=None,               # tqdm, say
-) -> Tensor:                     # `(b, c, h, w)` pictures
+    xt: Tensor,                 # `(b, c, h, w)` standard normal
+    steps: int | None = None,   # how many steps; left out: all T
+    eta: float = 0.0,           # between 0 (no noise) and 1
+    clip: bool = True,          # clip each guess of x0 to [-1, 1]
+    generator=None,             # a torch.Generator, or a list of one a picture
+    callback=None,              # `callback(t_prev, x_prev, x0_pred)`
+    progress=None,              # tqdm, say
+) -> Tensor:                    # `(b, c, h, w)` pictures
     "DDIM: the same network, fewer steps, and with eta = 0 no noise on the way."
     if not 0 <= eta <= 1: raise ValueError(f"eta: expected a number in 0..1; got {eta}")
     def step(xt, noise_pred, t, t_prev):
@@ -106,6 +118,46 @@ def ddim_sample(
 
 # %% ../nbs/07_sampling.ipynb #ab2411c6
 SAMPLERS = dict(ancestral=ancestral_sample, ddim=ddim_sample)
+
+# %% ../nbs/07_sampling.ipynb #93b892dd
+def _check_sample(
+    model, n: int, shape: tuple | None, method: str, batch_size: int,   # as in `sample`
+) -> tuple[tuple, torch.device]:   # the pictures' `(c, h, w)`, and where the model is
+    "What `sample` needs to know before it starts, or a ValueError."
+    if method not in SAMPLERS:
+        raise ValueError(f"method: expected one of {', '.join(SAMPLERS)}; got {method!r}")
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
+    config = getattr(model, "config", None)
+    if shape is None and config is None:
+        raise ValueError("shape: expected (c, h, w) for a model without a config; got None")
+    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    device = torch.device("cpu") if weight is None else weight.device
+    return shape or (config.channels, config.picture_size, config.picture_size), device
+
+# %% ../nbs/07_sampling.ipynb #481605ab
+def _after_step(
+    bar, callback, first: int,   # what `sample` was given; the batch's first picture
+    t_prev: int, x_prev: Tensor, x0_pred: Tensor,
+) -> None:
+    "The bar counts the steps of all pictures, and whoever watches is told."
+    bar.update(len(x_prev))
+    if callback: callback(first, t_prev, x_prev, x0_pred)
+
+# %% ../nbs/07_sampling.ipynb #26a7dfc7
+def _sample_batch(
+    model, scheduler: NoiseScheduler,
+    streams: list,        # of random numbers, one a picture
+    shape: tuple,         # `(c, h, w)`
+    device,               # where the model is
+    method: str, precision: str,
+    **kwargs,             # the sampler's own
+) -> Tensor:              # `(b, c, h, w)` float32 in [-1, 1], on the CPU
+    "Pictures, each from a stream of its own."
+    xt = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(device)
+    with autocast(device, precision):
+        x0 = SAMPLERS[method](model, scheduler, xt, generator=streams, **kwargs)
+    return x0.float().clamp(-1, 1).cpu()
 
 # %% ../nbs/07_sampling.ipynb #2399a406
 def sample(
@@ -118,33 +170,18 @@ def sample(
     seed: int = 0,               # picture i is a function of (seed, i)
     batch_size: int = 64,        # pictures at a time: memory, not result
     precision: str = "float32",  # or "bf16", "auto"
-    callback=None,               # `callback(first, t_prev, x_prev, x0_pred)`, batch by batch
+    callback=None,               # `callback(first, t_prev, x_prev, x0_pred)`, each batch
     progress: bool = False,      # show a bar
     **kwargs,                    # variance and clip, or eta and clip: the sampler's own
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise, in batches that fit in memory."
-    if method not in SAMPLERS:
-        raise ValueError(f"method: expected one of {', '.join(SAMPLERS)}; got {method!r}")
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
-    config = getattr(model, "config", None)
-    if shape is None and config is None:
-        raise ValueError("shape: expected (c, h, w) for a model without a config; got None")
-    shape = shape or (config.channels, config.picture_size, config.picture_size)
-    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    device = "cpu" if weight is None else weight.device
-    scheduler = make_scheduler(scheduler.config).to(device)
-    walk, out = timestep_walk(scheduler.num_timesteps, steps), []
-    every = dict(total=(len(walk) - 1) * n, unit="step", desc="sampling", disable=not progress)
-    with tqdm(**every) as bar:                                   # closed even when interrupted
+    shape, device = _check_sample(model, n, shape, method, batch_size)
+    scheduler = make_scheduler(scheduler.config).to(device)      # a copy beside the model
+    total, out = n * (len(timestep_walk(scheduler.num_timesteps, steps)) - 1), []
+    with tqdm(total=total, unit="step", desc="sampling", disable=not progress) as bar:
         for first in range(0, n, batch_size):
             streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
-            xt = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(device)
-            def after(t_prev, x_prev, x0_pred):
-                bar.update(len(x_prev))
-                if callback: callback(first, t_prev, x_prev, x0_pred)
-            with autocast(device, precision):
-                x0 = SAMPLERS[method](model, scheduler, xt, steps, generator=streams,
-                                      callback=after, **kwargs)
-            out.append(x0.float().clamp(-1, 1).cpu())
+            after = partial(_after_step, bar, callback, first)
+            out.append(_sample_batch(model, scheduler, streams, shape, device, method,
+                                     precision, steps=steps, callback=after, **kwargs))
     return torch.cat(out)

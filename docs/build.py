@@ -7,6 +7,7 @@
 
 import html
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from nbdev.serve import proc_nbs
 from pages import api_page, cell, front_matter, page
+from PIL import Image
+from plain import llms, plain_markdown, plain_page
 
 import ddpm_nb
 
@@ -24,11 +27,16 @@ ROOT = Path(__file__).parent.parent
 STAGE, SITE = ROOT / "build" / "site", ROOT / "_site"
 
 
+def number(file):
+    """What stands before a page's title in the sidebar: its number, but for the appendices (90 to 99)."""
+    return "" if file.startswith("9") else f"{file[:2]} "
+
+
 def toctrees(sections, files, titles):
     """The sidebar as Sphinx's hidden tables of contents."""
     text = ""
     for section in sections:
-        lines = [f"{f[:2]} {titles[f]} <{files[f]}>" for f in section["contents"]]
+        lines = [f"{number(f)}{titles[f]} <{files[f]}>" for f in section["contents"]]
         lines += ["api"] if section is sections[-1] else []
         text += (
             f"```{{toctree}}\n:hidden:\n:caption: {section['section']}\n\n"
@@ -39,7 +47,7 @@ def toctrees(sections, files, titles):
 
 
 def stage():
-    """build/site/: everything that Sphinx reads."""
+    """build/site/: everything that Sphinx reads. Returns what is Markdown on the site: file name -> text."""
     shutil.rmtree(STAGE, ignore_errors=True)
     STAGE.mkdir(parents=True)
     processed = proc_nbs(str(ROOT / "nbs"), force=True, n_workers=0)
@@ -53,17 +61,49 @@ def stage():
     files = {
         f: front.get("output-file", f.replace("ipynb", "html"))[:-5] for f, front in fronts.items()
     }
+    titles = {f: front["title"] for f, front in fronts.items()}
+    said = {f: front["description"] for f, front in fronts.items()}
+    texts = {"llms.txt": llms(sections, titles, said, files)}
     for f, nb in notebooks.items():
         new = page(nb, f, files)
+        texts[f"{files[f]}.html.md"] = plain_page(new)
         if f == first:
-            titles = {f: front["title"] for f, front in fronts.items()}
             new["cells"].append(cell("markdown", toctrees(sections, files, titles)))
         (STAGE / f"{files[f]}.ipynb").write_text(json.dumps(new), encoding="utf-8")
-    (STAGE / "api.md").write_text(api_page(order, files), encoding="utf-8")
+    names = api_page(order, files)
+    (STAGE / "api.md").write_text(names, encoding="utf-8")
+    texts["api.html.md"] = plain_markdown(names) + "\n"
     for folder in ("figures", "design_docs"):
         shutil.copytree(ROOT / folder, STAGE / folder)
     not_pages = shutil.ignore_patterns(".*", "*.yml", "*.css")
     shutil.copytree(ROOT / "nbs", STAGE / "extra" / "nbs", ignore=not_pages)
+    return texts
+
+
+def natural_width(picture):
+    """How wide a browser would show a picture file, in pixels."""
+    if picture.suffix == ".svg":
+        points = re.search(r'<svg[^>]*? width="([\d.]+)pt"', picture.read_text(encoding="utf-8"))
+        return round(float(points[1]) * 4 / 3) if points else 0
+    with Image.open(picture) as image:
+        return image.width
+
+
+def frame_pictures(text, site):
+    """A page whose wide pictures have a box that scrolls on a phone, at three fifths of their size or more; the widest, which
+    every page must shrink, lead to the whole picture."""
+
+    def framed(found):
+        src = unquote(found[1])
+        if urlsplit(src).scheme or (width := natural_width(site / src)) < 640:
+            return found[0]
+        tag = f'a href="{src}"' if width > 900 else "span"
+        style = f"--readable: {round(0.6 * width)}px"
+        return f'<{tag} class="wide" style="{style}">{found[0]}</{tag.split()[0]}>'
+
+    start, end = text.find("<article"), text.find("</article>")
+    body = re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', framed, text[start:end])
+    return text[:start] + body + text[end:]
 
 
 class Links(HTMLParser):
@@ -98,7 +138,7 @@ def broken_links(site):
 
 
 def main():
-    stage()
+    texts = stage()
     made = ROOT / "build" / "html"
     shutil.rmtree(made, ignore_errors=True)
     sphinx = [
@@ -117,6 +157,12 @@ def main():
         [*sphinx, "-d", str(ROOT / "build" / "doctrees"), str(STAGE), str(made)]
     ).returncode:
         sys.exit("Sphinx had something to say: see above")
+    for p in set(made.glob("*.html")) - {
+        made / "index.html"
+    }:  # the front page's picture has no letters
+        p.write_text(frame_pictures(p.read_text(encoding="utf-8"), made), encoding="utf-8")
+    for name, text in texts.items():
+        (made / name).write_text(text, encoding="utf-8")
     broken = broken_links(made)
     if broken:
         sys.exit("links that lead nowhere:\n" + "\n".join(broken))

@@ -1,6 +1,7 @@
 """Sphinx's settings. build.py stages the pages; nothing here needs a network, neither to build nor to read."""
 
 import shutil
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -23,15 +24,18 @@ myst_enable_extensions = [
 myst_url_schemes = {"http": None, "https": None, "site": "{{path}}#{{fragment}}"}
 
 static = Path(__file__).parent / "static"
+about = tomllib.loads((static.parent.parent / "pyproject.toml").read_text())["project"]
 html_static_path = [str(static)]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_extra_path = [str(Path(__file__).parent.parent / "build" / "site" / "extra")]
 html_copy_source = False
-html_favicon = str(static / "favicon.svg")
+html_favicon = html_logo = str(static / "favicon.svg")
 html_context = {"default_mode": "auto"}
 html_theme = "sphinx_book_theme"
 html_theme_options = dict(
-    repository_url="https://github.com/ddpm-nb/ddpm_nb",
+    logo=dict(text="ddpm_nb"),
+    repository_url=about["urls"]["Repository"],
     use_repository_button=True,
     use_download_button=False,
     show_toc_level=2,

@@ -4,6 +4,9 @@ import ast
 import importlib
 import inspect
 import re
+import tomllib
+from html import escape
+from pathlib import Path
 from uuid import uuid4
 
 import yaml
@@ -11,12 +14,23 @@ from nbdev.showdoc import show_doc, showdoc_nm
 
 from ddpm_nb._modidx import d as INDEX
 
-REPO = INDEX["settings"]["git_url"]
-HOST = INDEX["settings"]["doc_host"] + INDEX["settings"]["doc_baseurl"] + "/"
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+REPO, HOST = PROJECT["urls"]["Repository"], PROJECT["urls"]["Documentation"]
 COLAB = REPO.replace("https://github.com", "https://colab.research.google.com/github")
 
+
+def public(name):
+    """Whether no part of a name is private: nbdev documents none that are, and nothing links to one."""
+    return not re.search(r"(^|\.)_(?!_)", name)
+
+
 # "ddpm_nb.scheduler.NoiseScheduler.snr" -> "scheduler.html#noisescheduler.snr"; modules and what has no page of its own too
-SYMBOLS = {name: url for table in INDEX["syms"].values() for name, (url, _) in table.items()}
+SYMBOLS = {
+    name: url
+    for table in INDEX["syms"].values()
+    for name, (url, _) in table.items()
+    if public(name)
+}
 MODULES = {
     next(iter(table.values()))[0].split(".html")[0]: module
     for module, table in INDEX["syms"].items()
@@ -65,6 +79,7 @@ def unresolved(name):
 def link_symbols(text, where):
     """Every name of ours in backticks becomes a link; one that looks like ours and is not is an error."""
     text = text.replace(f"]({HOST}", "](site:")  # those that nbdev has found
+    text = re.sub(r"\[(`[^`]*`)\]\(site:[^)#]*#(?:\w+\.)*_(?!_)\w+\)", r"\1", text)  # private ones
 
     def link(found):
         name = found[1].removesuffix("()")
@@ -122,21 +137,35 @@ def directives(source):
     return found, "".join(s for s in lines if not s.startswith("#|")).strip("\n")
 
 
-def symbol_heading(shown, with_signature, elsewhere=()):
-    """What `show_doc` gave, as a heading with the anchors that links use (of its methods too, but for those with a heading
-    elsewhere on the page); signature and docstring where no source follows."""
-    name = re.search(r"^### (\S+)", shown, re.M)[1].replace("\\", "")
-    code = re.search(r"^\[source\]\((.*?)\)", shown, re.M)[1]
-    signature = re.search(r"^```python\n.*?^```", shown, re.M | re.S)[0]
-    said = shown[shown.index(signature) + len(signature) :].strip()
+def symbol_name(name):
+    """A name as a heading shows it: a method's class is paler, and left out of the list of contents."""
+    owner, dot, method = name.rpartition(".")
+    return f"[`{owner}.`]{{.owner}}`{method}`" if dot else f"`{name}`"
+
+
+def anchors(names, elsewhere=()):
+    """What links to these names lead to: them and their methods, but for those with a heading elsewhere on the page."""
     inner = [
-        short(n) for n in SYMBOLS if short(n).startswith(name + ".") and short(n) not in elsewhere
+        short(n)
+        for name in names
+        for n in SYMBOLS
+        if short(n).startswith(name + ".") and short(n) not in elsewhere
     ]
-    anchors = "".join(f'<a id="{n.lower()}"></a>' for n in (name, *inner))
-    parts = [f"### `{name}`", f"{{.symbol}}\n{anchors}[source]({code})"]
-    if with_signature:
-        parts += [re.sub(r"__main__\.|torch\.(?=Tensor)", "", signature), said]
-    return "\n\n".join(parts)
+    return "".join(f'<a id="{n.lower()}"></a>' for n in (*names, *inner))
+
+
+def symbol_heading(names, shown, elsewhere=()):
+    """One heading for all that a cell defines, before its source, with the anchors that links use."""
+    code = re.search(r"^\[source\]\((.*?)\)", shown[names[0]], re.M)[1]
+    title = ", ".join(map(symbol_name, names))
+    return f"### {title}\n\n{{.symbol}}\n{anchors(names, elsewhere)}[source]({code})"
+
+
+def signature(shown):
+    """The signature and the docstring from what `show_doc` gave, where no source follows."""
+    found = re.search(r"^```python\n.*?^```", shown, re.M | re.S)
+    said = shown[found.end() :].strip()
+    return re.sub(r"__main__\.|torch\.(?=Tensor)", "", found[0]) + "\n\n" + said
 
 
 def front_matter(nb):
@@ -178,24 +207,27 @@ def page(nb, file, files):
             "show_doc(" in source
         ):  # of a cell that is not shown: here; of one that is: before its source
             name = re.search(r"show_doc\((.*)\)", source)[1]
-            if not any(
+            if public(name) and not any(
                 "exports" in directives("".join(o["source"]))[0] and name in defined(o)
                 for o in nb["cells"]
             ):
-                cells.append(cell("markdown", symbol_heading(shown[name], True, shown)))
+                text = symbol_heading([name], shown, shown) + "\n\n" + signature(shown[name])
+                cells.append(cell("markdown", text))
             continue
-        if "exports" in flags:
-            for name in defined(c):
-                cells.append(cell("markdown", symbol_heading(shown[name], False, shown)))
+        if "exports" in flags and (found := defined(c)):
+            cells.append(cell("markdown", symbol_heading(found, shown, shown)))
         new = cell("code", source, tags=c["metadata"].get("tags", []))
-        if (
-            "grade_" in source and "hide-input" in new["metadata"]["tags"]
-        ):  # an exercise's folded cells
-            grader = "def grade_" in source
-            new["metadata"]["tags"] = ["hide-input" if grader else "hide-cell"]
-            new["metadata"]["mystnb"] = dict(
-                code_prompt_show="The grader" if grader else "A solution"
-            )
+        new["metadata"]["mystnb"] = {}
+        if "hide-input" in new["metadata"]["tags"]:
+            label = fold_label(source, flags)
+            new["metadata"]["mystnb"] = dict(code_prompt_show=label, code_prompt_hide=label)
+            if label == "A solution":
+                new["metadata"]["tags"] = ["hide-cell"]
+            before = cells[-1] if cells else new
+            if label == before["metadata"].get("mystnb", {}).get("code_prompt_show") == "Setup":
+                if not before["outputs"] and not c.get("outputs"):  # two in a row: one fold
+                    before["source"] += "\n\n" + source
+                    continue
         for out in c.get("outputs", []):
             if "text/markdown" in out.get("data", {}):
                 out["data"]["text/markdown"] = markdown(
@@ -204,12 +236,13 @@ def page(nb, file, files):
         if flags.get("echo") == "false":
             new["metadata"]["tags"] += ["remove-input"]
         if "fig-alt" in flags:
-            new["metadata"]["mystnb"] = dict(image=dict(alt=flags["fig-alt"].strip('"')))
-            for out in c["outputs"]:  # a player's frames
+            alt = flags["fig-alt"].strip('"')
+            new["metadata"]["mystnb"]["image"] = dict(alt=alt)
+            for out in c["outputs"]:  # a player's picture
                 if "text/html" in out.get("data", {}):
                     text = "".join(out["data"]["text/html"])
-                    out["data"]["text/html"] = text.replace(
-                        "<img id=", f"<img alt={flags['fig-alt']} id="
+                    out["data"]["text/html"] = re.sub(
+                        '<img alt="[^"]*"', lambda m, alt=alt: f'<img alt="{escape(alt)}"', text
                     )
         cells.append(new | dict(outputs=c.get("outputs", [])))
     return dict(
@@ -220,15 +253,36 @@ def page(nb, file, files):
     )
 
 
+def fold_label(source, flags):
+    """What stands on a folded cell: whose code it is."""
+    if "grade_" in source:
+        return "The grader" if "def grade_" in source else "A solution"
+    if "fig-alt" in flags or "Diagram(" in source:
+        return "The code of this figure"
+    lines = ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M)).body
+    plain = ast.Import | ast.ImportFrom | ast.Pass
+    if any(map(is_book_style, lines)) or all(isinstance(o, plain) for o in lines):
+        return "Setup"
+    table = source.strip().splitlines()[-1].startswith("Markdown(")
+    return "The code of this table" if table else "The code of this output"
+
+
+def is_book_style(o):
+    """Whether a statement is a call of `book_style`."""
+    call = o.value if isinstance(o, ast.Expr) else None
+    return isinstance(call, ast.Call) and getattr(call.func, "id", "") == "book_style"
+
+
 def defined(c):
-    """The functions and classes of a code cell, patched methods as Class.method."""
+    """The public functions and classes of a code cell, patched methods as Class.method."""
     if c["cell_type"] != "code":
         return []
     try:
         body = ast.parse("".join(c["source"])).body
     except SyntaxError:
         return []
-    return [showdoc_nm(o) for o in body if isinstance(o, ast.FunctionDef | ast.ClassDef)]
+    found = [showdoc_nm(o) for o in body if isinstance(o, ast.FunctionDef | ast.ClassDef)]
+    return [name for name in found if public(name)]
 
 
 def api_page(order, files):
@@ -246,11 +300,7 @@ def api_page(order, files):
             module.__doc__.split("\n")[0],
             f"Page: [{file[:-6]}](site:{files[file]}.html)",
         ]
-        own = [
-            n
-            for n in SYMBOLS
-            if n.startswith(module.__name__ + ".") and n.count(".") == 3 and "._" not in n
-        ]
+        own = [n for n in SYMBOLS if n.startswith(module.__name__ + ".") and n.count(".") == 3]
         for name in [*module.__all__, *(short(n) for n in own)]:
             owner, _, method = name.partition(".")
             thing = getattr(module, owner)
@@ -258,21 +308,21 @@ def api_page(order, files):
             thing = thing.__func__ if isinstance(thing, classmethod | staticmethod) else thing
             thing = thing.fget if isinstance(thing, property) else thing
             if not callable(thing):
-                text += [
-                    f"### `{name}`",
-                    f"```text\n{thing!r}\n```" if len(repr(thing)) < 300 else "",
-                ]
+                said = repr(thing)
+                if len(said) > 300 and isinstance(thing, dict):
+                    said = f"a dict of {len(thing)}: {', '.join(map(str, thing))}"
+                text += [f"### `{name}`", f"```text\n{said[:300]}\n```"]
                 continue
             full = f"{module.__name__}.{name}"
             line = inspect.getsourcelines(thing)[1]
             shown = show_doc(thing, name=name)._repr_markdown_().replace("#LNone", f"#L{line}")
-            body = symbol_heading(shown, True).split("\n\n")
-            body[1] = re.sub('<a id="[^"]*"></a>', "", body[1])
+            body = symbol_heading([name], {name: shown})
             source = inspect.getsource(thing)
             text += [
-                body[0],
+                f"### {symbol_name(name)}",
                 f"[derived here](site:{SYMBOLS[full]})" if full in SYMBOLS else "",
-                *body[1:],
+                re.sub('<a id="[^"]*"></a>', "", body.split("\n\n")[1]),
+                signature(shown),
             ]
             text += [f"<details><summary>Source</summary>\n\n```python\n{source}```\n\n</details>"]
     return "\n\n".join(t for t in text if t)

@@ -10,11 +10,12 @@ from torch.testing import assert_close
 
 from ddpm_nb import diagnose as dg
 from ddpm_nb import train
+from ddpm_nb.cli import main_diagnose
 from ddpm_nb.data import load_data, to_model_range
 from ddpm_nb.diagnose import diagnose, symptoms
-from ddpm_nb.runs import find_checkpoint, load_checkpoint, read_checkpoint
+from ddpm_nb.runs import find_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from ddpm_nb.sample import sample
-from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler, stream
+from ddpm_nb.scheduler import SCHEDULES, CosineNoiseScheduler, LinearNoiseScheduler, stream
 from ddpm_nb.unet import ModelConfig, UNet
 
 CHECKS = ["data", "schedule", "weights", "average", "loss", "clipping"]
@@ -59,7 +60,7 @@ def edited(run, folder, change):
     tensors = dict(model=model, training=read_checkpoint(path, "training")[1])
     change(config, tensors)
     folder.mkdir()
-    train.save_checkpoint(folder, config["step"], tensors, config, keep=1)
+    save_checkpoint(folder, config["step"], tensors, config, keep=1)
     return folder
 
 
@@ -86,7 +87,10 @@ def test_too_little_training(tmp_path):
 
 
 def test_unscaled_betas(tmp_path, monkeypatch):
-    monkeypatch.setitem(train.SCHEDULES, "linear", lambda T: LinearNoiseScheduler(T, 1e-4, 0.02))
+    def unscaled(num_timesteps, beta_start=1e-4, beta_end=0.02):
+        return LinearNoiseScheduler(num_timesteps, beta_start, beta_end)
+
+    monkeypatch.setitem(SCHEDULES, "linear", unscaled)
     run = short_run(tmp_path / "run", schedule="linear", timesteps_diff=200)
     found = diagnose(run)
     assert found.wrong == ["schedule"] and "scaled with T" in says(found)
@@ -213,7 +217,7 @@ def test_command(sound, tmp_path, monkeypatch, capsys):
     def status(*args):
         monkeypatch.setattr(sys, "argv", ["ddpm-diagnose", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            dg.main()
+            main_diagnose()
         return stop.value.code, capsys.readouterr()
 
     code, said = status(sound, "--n", 32)
@@ -247,14 +251,14 @@ def test_landmark_is_the_loss_of_the_best_guess_for_independent_pixels():
 
 def test_how_good_is_good_enough():
     simple = torch.linspace(0.8, 0.0, 10)
-    assert not dg.check_loss(0.7 * simple + 0.03, simple).wrong
-    assert not dg.check_loss(1.05 * simple + 0.03, simple).wrong
+    assert not dg._check_loss(0.7 * simple + 0.03, simple).wrong
+    assert not dg._check_loss(1.05 * simple + 0.03, simple).wrong
     short = 0.7 * simple
     short[6] = 1.15 * simple[6] + 0.06
-    found = dg.check_loss(short, simple)
+    found = dg._check_loss(short, simple)
     assert found.wrong and "in part 7 of 1..T: train for longer" in found.text
     short[2] = 1.2
-    found = dg.check_loss(short, simple)
+    found = dg._check_loss(short, simple)
     assert found.wrong and "in part 3 of 1..T: the network answers another question" in found.text
 
 
@@ -262,9 +266,9 @@ def test_how_good_is_good_enough():
 def test_buckets_are_those_of_the_log(num_timesteps):
     log, t = train.LossLog(num_timesteps), torch.arange(1, num_timesteps + 1)
     log.add(t, t.float())
-    means = [m for m in log.line()["loss_by_t"] if m is not None]
+    means = [m for m in log.means()["loss_by_t"] if m is not None]
     assert means == pytest.approx(
-        [float(part.double().mean()) for part in dg.t_buckets(num_timesteps)]
+        [float(part.double().mean()) for part in dg._t_buckets(num_timesteps)]
     )
 
 
@@ -277,7 +281,7 @@ def test_average_age(cap, steps):
     for k in range(1, steps + 1):
         net.weight.data.fill_(k)
         ema.update(net, k)
-    assert dg.average_age(cap, steps) == pytest.approx(steps - float(ema.model.weight), abs=1e-6)
+    assert dg._average_age(cap, steps) == pytest.approx(steps - float(ema.model.weight), abs=1e-6)
 
 
 def test_memory_is_counted_before_it_is_used():

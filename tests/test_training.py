@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm_nb.data import load_data
 from ddpm_nb.runs import checkpoints, load_checkpoint, read_checkpoint
+from ddpm_nb.train import DiffusionConfig, ModelConfig, Trainer, step_draws
 
 BIN = Path(os.sys.executable).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -34,6 +36,65 @@ def equal(a, b):
 def log_lines(folder, without=("pictures_per_second", "memory")):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in without} for line in lines]
+
+
+def gradient(pictures, **fields):
+    """The norm that the first step returns, and each parameter's gradient as the optimiser gets it.
+
+    Adam divides by the gradient's size, so parameters after a step say nothing about its scale."""
+    config = DiffusionConfig(**dict(batch_size=32, precision="float32", clip_norm=1e6) | fields)
+    run = Trainer(config, ModelConfig(4, (1, 2), (1,), 16, channels=1), load_data("digits"))
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # the last layer starts at zero, and no gradient passes through it
+        for p in run.model.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=g)
+    found = {}
+    run.optimizer.register_step_pre_hook(
+        lambda *_: found.update((k, p.grad.clone()) for k, p in run.model.named_parameters())
+    )
+    return float(run.step(1, pictures)), found
+
+
+def size(gradients):
+    """The norm of all gradients together."""
+    return float(torch.stack([g.norm() for g in gradients.values()]).norm())
+
+
+@pytest.fixture
+def pictures():
+    return load_data("digits").pictures[:32]
+
+
+def test_accumulation_keeps_the_gradient(pictures):
+    norm, whole = gradient(pictures)
+    norm_of_parts, parts = gradient(pictures, grad_accumulation=4)
+    assert norm_of_parts == pytest.approx(norm, rel=1e-4)
+    for k, g in whole.items():
+        assert g.norm() > 0, k
+        torch.testing.assert_close(parts[k], g, rtol=0, atol=1e-5 * norm)
+
+
+def test_gradient_is_clipped(pictures):
+    """The optimiser gets the same direction at the length that was asked for; the log gets the length before."""
+    norm, free = gradient(pictures)
+    norm_before, clipped = gradient(pictures, clip_norm=norm / 8)
+    assert size(free) == pytest.approx(norm, rel=1e-4) == norm_before
+    assert size(clipped) == pytest.approx(norm / 8, rel=1e-4)
+    for k, g in free.items():
+        torch.testing.assert_close(clipped[k], g / 8, rtol=1e-4, atol=1e-6 * norm)
+
+
+def test_pictures_are_flipped_in_training(pictures):
+    """A step with flips is a step on pictures that were mirrored by hand, with the same draws."""
+    _, flips, _ = step_draws(0, 1, len(pictures), 1000, pictures.shape[1:])
+    assert 0 < flips.sum() < len(pictures)
+    by_hand = pictures.clone()
+    by_hand[flips] = pictures[flips].flip(-1)
+    norm, flipped = gradient(pictures, use_augmentation=True)
+    for k, g in gradient(by_hand)[1].items():
+        torch.testing.assert_close(flipped[k], g, rtol=0, atol=1e-6 * norm)
+    plain = gradient(pictures)[1]
+    assert size({k: flipped[k] - plain[k] for k in plain}) > 0.05 * norm
 
 
 def torchrun(processes, *args):
@@ -75,6 +136,7 @@ def test_two_processes_equal_one(tmp_path, tiny):
         for a, b in zip(one, other, strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
             assert a["loss_by_t"] == pytest.approx(b["loss_by_t"], rel=1e-3)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)  # Adam hides its scale
     for name in ("two", "parts"):
         a, b = (state(checkpoints(tmp_path / n)[-1]) for n in ("one", name))
         for k in a:
@@ -241,7 +303,7 @@ def test_keep_and_samples(tmp_path, tiny, run):
 
 
 def test_a_run_that_died_before_its_first_checkpoint_can_start_again(tmp_path):
-    from ddpm_nb.train import DiffusionConfig, ModelConfig, train_diffusion
+    from ddpm_nb.train import train_diffusion
 
     model = ModelConfig(4, (1, 2), (1,), 16, channels=1)
     config = DiffusionConfig(
