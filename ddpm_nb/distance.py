@@ -133,7 +133,7 @@ def load_features(
 # %% ../nbs/13_distances.ipynb #7470460b
 @torch.no_grad()
 def features_of(
-    net,                     # what `load_features` gave, or any module with such a method
+    net,                     # what `load_features` gave: has a method `features`
     pictures,                # PictureData, or `(n, c, h, w)`: floats in [-1, 1], or bytes
     batch_size: int = 250,
 ) -> Tensor:                 # `(n, d)` float32 on the CPU
