@@ -142,8 +142,12 @@ def folder(tmp_path, monkeypatch):
 def test_folder_refuses(folder):
     refused("empty holds none", PictureFolder, "empty")
     refused("none of its 1 pictures can be read", PictureFolder, "broken")
-    refused("size: 1 of 5 pictures in mixed are too small for 65 x 64", PictureFolder, "mixed", (65, 64))
-    refused("size: must be given, the pictures in mixed differ: 0.png is 64", PictureFolder, "mixed")
+    refused(
+        "size: 1 of 5 pictures in mixed are too small for 65 x 64", PictureFolder, "mixed", (65, 64)
+    )
+    refused(
+        "size: must be given, the pictures in mixed differ: 0.png is 64", PictureFolder, "mixed"
+    )
     refused("size: expected a number of pixels", PictureFolder, "mixed", (32, 0))
     refused("bomb.png", PictureFolder, "bomb", 32)
     data = PictureFolder("mixed", 32)
