@@ -42,7 +42,8 @@ def _digits(
     split: str,     # "train" (1,500), "test" (297) or "all"
 ) -> Pictures:      # 1 x 8 x 8, levels 0..16
     "scikit-learn's digits, split by a fixed permutation."
-    from sklearn.datasets import load_digits     # here: a second for those who need it
+    from sklearn.datasets import load_digits  # here: a second for those who need it
+
     found, which = load_digits(), _digits_split(split)
     scans = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
     labels = torch.from_numpy(found.target).long()

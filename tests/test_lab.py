@@ -66,7 +66,9 @@ def test_page_in_jupyterlab(lab):
     with chromium() as browser:
         tab = browser.new_page(viewport=dict(width=1300, height=1000))
         tab.goto(f"{address}/nbs/index.ipynb?reset")
-        tab.locator(".jp-RenderedMarkdown a", has_text="03 Time embedding").first.click(timeout=60_000)
+        tab.locator(".jp-RenderedMarkdown a", has_text="03 Time embedding").first.click(
+            timeout=60_000
+        )
         tab.wait_for_function(
             f"jupyterapp.shell.currentWidget?.context?.path == 'nbs/{PAGE}'", timeout=60_000
         )
