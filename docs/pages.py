@@ -7,6 +7,7 @@ import re
 import tomllib
 from html import escape
 from pathlib import Path
+from unicodedata import normalize
 from uuid import uuid4
 
 import yaml
@@ -92,7 +93,8 @@ def link_symbols(text, where):
 
 def heading_id(words):
     """Sphinx's id of a heading, from the anchor that JupyterLab and GitHub use (its words joined by -)."""
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    plain = normalize("NFKD", words).encode("ascii", "ignore").decode()  # no accents
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
 def markdown(text, files, where):
