@@ -178,8 +178,9 @@ def _own_flags(
             raise ValueError(f"{name}: expected none with method {method}, "
                              f"it is {owner}'s; got {value}")
     if method == "ddim": return dict(eta=eta or 0.0)
-    if variance == "optimal": return dict(variance=load_x0_error(checkpoint))
-    return dict(variance=variance or "beta_tilde")
+    if method != "ancestral": return {}
+    measured = variance == "optimal"
+    return dict(variance=load_x0_error(checkpoint) if measured else variance or "beta_tilde")
 
 # %% ../nbs/94_commands.ipynb #bbb36693
 def _keep_frames(
@@ -317,10 +318,10 @@ def main_evaluate() -> None:
     data = evaluation_data(name, model.config, a.data_dir)
     if "test" not in data:
         print(f"no test pictures in {name}, everything is of the training set")
+    _check_evaluation(a, out, scheduler, data)
     auto = name if name in own_features() else "inception"
     features = auto if a.features == "auto" else a.features
     net = load_features(features, device) if a.n and features != "none" else None
-    _check_evaluation(a, out, scheduler, data)
     _check_features(net, a.n, data)
     about = dict(checkpoint=path.name, step=config["step"], data=name,
                  device=str(device), precision=a.precision, torch=torch.__version__,
