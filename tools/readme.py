@@ -27,6 +27,15 @@ def damage(name: str) -> str:
     return f"what real ones have when {name}"
 
 
+def between_seeds(name: str, settings: dict) -> str:
+    """How far the FIDs of seeds differ (a standard deviation), where tools/paired_fid.py has measured it."""
+    file = ROOT / "nbs" / "logs" / name / "paired.json"
+    paired = json.loads(file.read_text()) if file.is_file() else dict(summary={}, settings={})
+    found = paired["summary"].get(str(settings["steps"]), dict(sd={}))["sd"]
+    same = all(paired["settings"].get(k) == settings[k] for k in ("n", "method", "features"))
+    return f" ± {found[settings['variance']]:.2f}" if same and settings["variance"] in found else ""
+
+
 def results() -> str:
     """One row a shipped network, from its run card."""
     rows = ["| network | bits/dim | FID, and what is like it |", "|---|---|---|"]
@@ -39,11 +48,12 @@ def results() -> str:
         most = max(made["bits"], key=lambda r: (r["settings"]["n"], -r["settings"]["seed"]))
         bits, rungs = most["bits"]["test"]["optimal"], best["ladder"]
         near = min(rungs, key=lambda k: abs(rungs[k] - best["fid"]))
+        apart = between_seeds(card["name"], best["settings"])
         rows.append(
             f"| `{card['name']}`: {card['parameters'] / 1e6:.1f} M parameters, "
             f"{card['wall_seconds'] / 60:.0f} minutes on {card['device']} "
             f"| {bits['bits']:.2f} ± {bits['standard_error']:.2f} "
-            f"| {best['fid']:.2f} ({best['settings']['steps']} steps, n = {best['settings']['n']:,}): "
+            f"| {best['fid']:.2f}{apart} ({best['settings']['steps']} steps, n = {best['settings']['n']:,}): "
             f"about {damage(near)} ({rungs[near]:.2f}) |"
         )
     return "\n".join(rows)

@@ -11,5 +11,6 @@ addEventListener("DOMContentLoaded", () => {
     box.addEventListener("scroll", () => mark(box), { passive: true });
   });
   watch("article :is(.highlight pre, table, .wide, .output.text_html)");
+  document.querySelectorAll("nav.page-toc span.pre").forEach(name => name.innerHTML = name.innerHTML.replaceAll("_", "_<wbr>"));
   addEventListener("load", () => window.MathJax?.startup?.promise?.then(() => watch("article :is(span.math, mjx-container)")));
 });
