@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from .datasets import DATASETS
 from .device import PRECISIONS, pick_device
 from .diagnose import diagnose
 from ddpm_nb.distance import (
@@ -37,7 +38,7 @@ from .images import save_gif, save_grid, save_pictures
 from .interop import export_checkpoint, import_pipeline, need_diffusers
 from .runs import WEIGHTS, find_checkpoint, load_checkpoint, load_x0_error, shipped
 from .sample import SAMPLERS, sample, timestep_walk
-from .scheduler import VARIANCES
+from .scheduler import SCHEDULES, VARIANCES
 from .train import DIFFUSION_PRESETS, DiffusionConfig, train_diffusion
 from .unet import PRESETS, ModelConfig
 
@@ -84,6 +85,7 @@ def _field_flags(
 ) -> None:
     "A flag for each field of a dataclass; one that was not typed leaves no trace."
     hints = typing.get_type_hints(config)
+    known = dict(schedule=SCHEDULES, precision=PRECISIONS, dataset_name=DATASETS)
     for f in fields(config):
         hint = hints[f.name]
         kind = next((a for a in typing.get_args(hint) if a in (int, float, str)), hint)
@@ -91,7 +93,8 @@ def _field_flags(
         elif kind is bool: how = dict(action=argparse.BooleanOptionalAction)
         else: how = dict(type=kind, metavar=kind.__name__.upper())
         flag = f"--{f.name.replace('_', '-')}"
-        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, **how)
+        help = ", ".join(known.get(f.name, ())) + ", a folder" * (f.name == "dataset_name")
+        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, help=help or None, **how)
 
 # %% ../nbs/94_commands.ipynb #29ce5777
 def _read_config_file(

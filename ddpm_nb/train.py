@@ -52,7 +52,7 @@ class DiffusionConfig:
     timesteps_diff: int = 1000       # T
     # also part of what the run is
     seed: int = 0
-    schedule: str = "linear"         # or "cosine"
+    schedule: str = "linear"         # one of SCHEDULES
     warmup_steps: int = 0            # steps in which the learning rate rises from 0
     decay_start: int | None = None   # step at which the learning rate begins to fall
     decay_end: int | None = None     # step at which it has reached 0

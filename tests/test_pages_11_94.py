@@ -10,6 +10,7 @@ import torch
 
 from ddpm_nb import cli
 from ddpm_nb.device import autocast
+from ddpm_nb.scheduler import SCHEDULES
 from ddpm_nb.train import DIFFUSION_PRESETS, DiffusionConfig, ModelConfig, train_diffusion
 
 NBS = Path(__file__).parent.parent / "nbs"
@@ -70,7 +71,10 @@ def test_grader_of_accumulate(answer, said):
     [
         (dict(max_steps=0), "max_steps: expected at least 1; got 0"),
         (dict(seed=-1), "seed: expected at least 0; got -1"),
-        (dict(schedule="no-such-schedule"), "schedule: expected one of linear, cosine; got 'no-"),
+        (
+            dict(schedule="no-such-schedule"),
+            f"schedule: expected one of {', '.join(SCHEDULES)}; got 'no-",
+        ),
         (dict(precision="fp16"), "precision: expected one of auto, float32, bf16; got 'fp16'"),
         (dict(learning_rate=0.0), "learning_rate: expected a number above 0; got 0.0"),
         (dict(clip_norm=math.inf), "clip_norm: expected a number above 0; got inf"),
