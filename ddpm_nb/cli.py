@@ -182,8 +182,8 @@ def _own_flags(
                              f"it is {owner}'s; got {value}")
     if method == "ddim": return dict(eta=eta or 0.0)
     if method != "ancestral": return {}
-    measured = variance == "optimal"
-    return dict(variance=load_x0_error(checkpoint) if measured else variance or "beta_tilde")
+    if variance == "optimal": return dict(variance=load_x0_error(checkpoint))
+    return dict(variance=variance or "beta_tilde")
 
 # %% ../nbs/94_commands.ipynb #bbb36693
 def _keep_frames(
