@@ -80,7 +80,9 @@ def unresolved(name):
 def link_symbols(text, where):
     """Every name of ours in backticks becomes a link; one that looks like ours and is not is an error."""
     text = text.replace(f"]({HOST}", "](site:")  # those that nbdev has found
-    text = re.sub(r"\[\[(`[^`]*`)\]\([^)]*\)\]\(", r"[\1](", text)  # in a link that the page wrote itself
+    text = re.sub(
+        r"\[\[(`[^`]*`)\]\([^)]*\)\]\(", r"[\1](", text
+    )  # in a link that the page wrote itself
     text = re.sub(r"\[(`[^`]*`)\]\(site:[^)#]*#(?:\w+\.)*_(?!_)\w+\)", r"\1", text)  # private ones
 
     def link(found):
