@@ -1,9 +1,8 @@
 """Pages 00 to 02: what their graders say to the usual slips, and what the scheduler and the objective refuse."""
 
-import json
 import math
-from pathlib import Path
 
+import cells
 import pytest
 import torch
 
@@ -25,26 +24,14 @@ from ddpm_nb.scheduler import (
     randn_like,
 )
 
-NBS = Path(__file__).parent.parent / "nbs"
 linear, cosine = LinearNoiseScheduler(), CosineNoiseScheduler()
 
 
-def cell(page, start):
-    """The source of the one code cell of a page in which a line starts like this."""
-    cells = json.loads((NBS / page).read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    found = [s for s in sources if any(line.startswith(start) for line in s.splitlines())]
-    found = [s for s in found if "#| eval: false" not in s]
-    assert len(found) == 1, f"{page}: {len(found)} cells have a line that starts with {start!r}"
-    return found[0]
-
-
 def run_cells(page, *starts, **names):
-    """What those cells define, given these names."""
-    space = dict(math=math, torch=torch, linear=linear, cosine=cosine, **names)
-    for start in starts:
-        exec(compile(cell(page, start), f"{page}: {start}", "exec"), space)
-    return space
+    """What those cells define, given these names and some that every page has."""
+    return cells.run_cells(
+        page, *starts, **dict(math=math, torch=torch, linear=linear, cosine=cosine), **names
+    )
 
 
 # ---- page 00: the tour
@@ -92,7 +79,7 @@ def test_grader_of_flow_step():
 def sampler():
     """The tour's reverse mean, without its walk (which needs the trained network)."""
     space = run_cells("00_tour.ipynb", "T = 200")
-    source = cell("00_tour.ipynb", "def reverse_mean").replace("walk = sample(1000)", "")
+    source = cells.cell("00_tour.ipynb", "def reverse_mean").replace("walk = sample(1000)", "")
     exec(compile(source, "00_tour.ipynb: def reverse_mean", "exec"), space)
     return {"reverse_mean": space["reverse_mean"]}
 

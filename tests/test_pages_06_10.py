@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cells import run_cells
 from PIL import Image
 from scipy.optimize import brentq
 from sklearn.datasets import load_digits
@@ -47,20 +47,7 @@ from ddpm_nb.runs import (
 from ddpm_nb.sample import SAMPLERS, ddim_sample, ddim_step, sample, timestep_walk
 from ddpm_nb.scheduler import LinearNoiseScheduler
 
-NBS = Path(__file__).parent.parent / "nbs"
 linear = LinearNoiseScheduler()
-
-
-def run_cells(page, *starts, **names):
-    """What the cells define in which a line starts like these, given these names; readers' own cells are passed over."""
-    cells = json.loads((NBS / page).read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    sources = [s for s in sources if "#| eval: false" not in s]
-    for start in starts:
-        found = [s for s in sources if any(x.startswith(start) for x in s.splitlines())]
-        assert len(found) == 1, f"{page}: {len(found)} cells have a line like {start!r}"
-        exec(compile(found[0], f"{page}: {start}", "exec"), names)
-    return names
 
 
 def refused(message, call, *args, **kwargs):

@@ -1,30 +1,25 @@
 """What pages 11 and 91 to 94 leave to tests: how their graders answer, and what is refused."""
 
-import json
 import math
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from cells import run_cells
 
 from ddpm_nb import cli
 from ddpm_nb.device import autocast
 from ddpm_nb.scheduler import SCHEDULES
 from ddpm_nb.train import DIFFUSION_PRESETS, DiffusionConfig, ModelConfig, train_diffusion
 
-NBS = Path(__file__).parent.parent / "nbs"
 SMALL = ModelConfig(4, (1, 2), (1,), 16, channels=1)
 RUN = dict(batch_size=16, learning_rate=1e-3, warmup_steps=5, log_every=5, precision="float32")
 
 
 def grader(page, name):
     """A grader, made by its cell of a page."""
-    cells = json.loads((NBS / page).read_text(encoding="utf-8"))["cells"]
-    (source,) = [s for c in cells if f"def {name}(" in (s := "".join(c["source"]))]
-    space = dict(torch=torch)
-    exec(source, space)
-    return space[name]
+    return run_cells(page, f"def {name}(", torch=torch)[name]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cells import run_cells
 
 from ddpm_nb.data import PictureData, load_data, load_labels, to_model_range
 from ddpm_nb.distance import load_features, quality_row, save_row, train_classifier
@@ -18,13 +19,15 @@ LINEAR = LinearNoiseScheduler()
 
 
 def grader(page, name):
-    """A grader, from the cell of the page that defines it."""
-    cells = json.loads((ROOT / "nbs" / page).read_text(encoding="utf-8"))["cells"]
-    (source,) = (s for c in cells if (s := "".join(c["source"])).startswith(f"def {name}("))
-    names = dict(math=math, torch=torch, denoising_term=denoising_term)
-    names["LinearNoiseScheduler"] = LinearNoiseScheduler
-    exec(source, names)
-    return names[name]
+    """A grader, made by its cell of a page."""
+    return run_cells(
+        page,
+        f"def {name}(",
+        math=math,
+        torch=torch,
+        denoising_term=denoising_term,
+        LinearNoiseScheduler=LinearNoiseScheduler,
+    )[name]
 
 
 def cost(factor):

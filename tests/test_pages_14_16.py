@@ -1,9 +1,8 @@
 """Pages 14 and 16: what their graders say to the usual slips, and what the bridge and the doctor refuse."""
 
-import json
 import math
-from pathlib import Path
 
+import cells
 import pytest
 import torch
 
@@ -15,25 +14,10 @@ from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, train_diffusion
 from ddpm_nb.unet import ModelConfig
 
-NBS = Path(__file__).parent.parent / "nbs"
-
-
-def cell(page, start):
-    """The source of the one code cell of a page in which a line starts like this."""
-    cells = json.loads((NBS / page).read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    found = [s for s in sources if any(line.startswith(start) for line in s.splitlines())]
-    found = [s for s in found if "#| eval: false" not in s]
-    assert len(found) == 1, f"{page}: {len(found)} cells have a line that starts with {start!r}"
-    return found[0]
-
 
 def run_cells(page, *starts, **names):
-    """What those cells define, given these names."""
-    space = dict(torch=torch, **names)
-    for start in starts:
-        exec(compile(cell(page, start), f"{page}: {start}", "exec"), space)
-    return space
+    """What those cells define, given these names and some that every page has."""
+    return cells.run_cells(page, *starts, **dict(torch=torch), **names)
 
 
 # ---- page 14: the bridge
