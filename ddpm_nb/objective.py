@@ -6,9 +6,11 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/objective.html.md"""
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'gaussian_kl', 'noise_weight', 'x0_from_v', 'noise_from_v', 'v_from_noise', 'noise_from_x0', 'Denoiser',
-           'prediction_target', 'min_snr_weight', 'training_loss']
+           'eval_mode', 'prediction_target', 'min_snr_weight', 'training_loss']
 
 # %% ../nbs/02_objective.ipynb #3a57b538
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -124,6 +126,12 @@ class Denoiser(nn.Module):
         _check_prediction(prediction, scheduler)
         self.net, self.scheduler, self.prediction = net, scheduler, prediction
 
+    @property
+    def device(self) -> torch.device:
+        "Where the network is."
+        weight = next(self.parameters(), None)
+        return torch.device("cpu") if weight is None else weight.device
+
     def answer(self,
         xt: Tensor,          # `(b, c, h, w)` noisy pictures
         t,                   # `(b,)` steps 1..T, or one int
@@ -139,6 +147,19 @@ class Denoiser(nn.Module):
         "E[x_0 | x_t] as the network sees it, not clipped: `(b, c, h, w)`, float32 at least."
         answer = self.answer(xt, t, labels)
         return PREDICTIONS[self.prediction](self.scheduler, xt.to(answer.dtype), answer, t)
+
+# %% ../nbs/02_objective.ipynb #02a6e00a
+@contextmanager
+def eval_mode(
+    denoiser,   # a Denoiser, or any function, which has no modes
+):
+    "Evaluation mode inside of a `with`; each module's own mode is put back afterwards."
+    modules = list(denoiser.modules()) if isinstance(denoiser, nn.Module) else []
+    training = [m.training for m in modules]
+    if modules: denoiser.eval()
+    try: yield
+    finally:
+        for m, mode in zip(modules, training): m.training = mode
 
 # %% ../nbs/02_objective.ipynb #88a929a2
 def prediction_target(
