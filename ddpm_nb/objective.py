@@ -119,7 +119,7 @@ def _check_prediction(
 class Denoiser(nn.Module):
     "What clean picture is expected under this noise? A network that can be asked."
     def __init__(self,
-        net,                         # `net(x, t)` or `net(x, t, labels)` -> `(b, c, h, w)`
+        net,                         # `net(x, t)`, or `net(x, t, labels)`: `(b, c, h, w)`
         scheduler: NoiseScheduler,   # of the noise that it was trained on
         prediction: str = "noise"):  # what its answer is: one of PREDICTIONS
         super().__init__()
@@ -144,9 +144,9 @@ class Denoiser(nn.Module):
         return answer.to(torch.promote_types(answer.dtype, torch.float32))
 
     def forward(self, xt: Tensor, t, labels=None) -> Tensor:   # as `answer`
-        "E[x_0 | x_t] as the network sees it, not clipped: `(b, c, h, w)`, float32 at least."
-        answer = self.answer(xt, t, labels)
-        return PREDICTIONS[self.prediction](self.scheduler, xt.to(answer.dtype), answer, t)
+        "E[x_0 | x_t] as the network sees it, not clipped: `(b, c, h, w)`, float32 up."
+        answer, x0_from = self.answer(xt, t, labels), PREDICTIONS[self.prediction]
+        return x0_from(self.scheduler, xt.to(answer.dtype), answer, t)
 
 # %% ../nbs/02_objective.ipynb #02a6e00a
 @contextmanager
@@ -195,11 +195,12 @@ def training_loss(
     x0: Tensor,                          # `(b, c, h, w)` clean pictures in [-1, 1]
     t: Tensor,                           # `(b,)` steps 1..T, one a picture
     noise: Tensor,                       # `(b, c, h, w)` standard normal
-    labels: Tensor | None = None,        # `(b,)` int64 classes, for a network that takes them
+    labels: Tensor | None = None,        # `(b,)` int64, for a network with classes
     min_snr_gamma: float | None = None,  # of min-SNR weights; left out: no weights
 ) -> Tensor:                             # `(b,)` loss of each picture, float32 at least
     "L_simple for each picture (eq. 14), optionally weighted by t."
-    _check_shapes("noise, t: expected shapes", (x0.shape, x0.shape[:1]), (noise.shape, t.shape))
+    b = x0.shape[:1]
+    _check_shapes("noise, t: expected shapes", (x0.shape, b), (noise.shape, t.shape))
     s, prediction = denoiser.scheduler, denoiser.prediction
     answer = denoiser.answer(s.add_noise(x0, noise, t), t, labels)
     target = prediction_target(s, x0, noise, t, prediction)

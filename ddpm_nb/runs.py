@@ -78,15 +78,15 @@ def checkpoints(
     folder,           # a run folder
 ) -> list[Path]:      # its `step-...` folders, oldest first
     "The complete checkpoints in a run folder."
-    found = [p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    number = lambda p: int(p.name.removeprefix("step-"))
+    return sorted((p for p in Path(folder).glob("step-[0-9]*") if p.is_dir()), key=number)
 
 # %% ../nbs/10_checkpoints.ipynb #8f812129
 def save_checkpoint(
     folder,                      # the run's folder
     step: int,                   # steps done
     tensors: dict[str, dict],    # file name without ending -> its tensors by name
-    config: dict,                # "model", "scheduler", "training", "data"
+    config: dict,                # "model", "scheduler", "prediction", "training", "data"
     keep: int,                   # how many to keep
 ) -> Path:                       # folder/step-0001000
     "Writes a checkpoint under a temporary name, and gives it its own when it is whole."
@@ -160,7 +160,7 @@ def read_checkpoint(
 def load_denoiser(
     path,                   # a run folder, one `step-...` folder, or a shipped name
     device="cpu",           # where the network goes
-    weights: str = "ema",   # the averaged weights; "raw": the trained ones, of a run's own
+    weights: str = "ema",   # the averaged ones; "raw": those of a run's own training
 ) -> Denoiser:              # the network, its scheduler and what it predicts
     "What was trained, ready to sample."
     if weights not in ("ema", "raw"):

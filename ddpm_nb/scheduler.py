@@ -21,7 +21,7 @@ from torch import Tensor
 class NoiseScheduler:
     "The tables of a noise schedule, from its betas (Ho et al. eq. 2, 4 and 7)."
     def __init__(self,
-        beta: Tensor):  # `(T,)` noise variances of steps 1..T, above 0, below 1 (at T up to 1)
+        beta: Tensor):  # `(T,)` variances of steps 1..T, above 0, below 1 (at T also 1)
         beta = torch.as_tensor(beta, dtype=torch.float64)
         _check_betas(beta)
         self.num_timesteps = len(beta)
@@ -49,7 +49,8 @@ def _check_betas(
     "A schedule has one number a step, each above 0 and, but for the last, below 1."
     if beta.ndim != 1 or not len(beta):
         raise ValueError(f"beta: expected one number a step; got shape {tuple(beta.shape)}")
-    low, high, last = float(beta.min()), float(beta[:-1].max()) if len(beta) > 1 else 0.0, float(beta[-1])
+    low, last = float(beta.min()), float(beta[-1])
+    high = float(beta[:-1].max()) if len(beta) > 1 else 0.0
     if not (0 < low and high < 1 and last <= 1):
         raise ValueError(f"beta: expected numbers above 0 and below 1 (the last may be 1); "
                          f"got {low:g} to {float(beta.max()):g}")
@@ -72,8 +73,9 @@ class LinearNoiseScheduler(NoiseScheduler):
         end = 20 / num_timesteps if beta_end is None else beta_end
         beta = torch.linspace(start, end, num_timesteps, dtype=torch.float64)
         super().__init__(rescale_zero_terminal_snr(beta) if zero_terminal_snr else beta)
-        self.config = dict(schedule="linear", num_timesteps=num_timesteps, beta_start=start,
-                           beta_end=end, zero_terminal_snr=zero_terminal_snr)
+        self.config = dict(schedule="linear", num_timesteps=num_timesteps,
+                           beta_start=start, beta_end=end,
+                           zero_terminal_snr=zero_terminal_snr)
 
 # %% ../nbs/01_scheduler.ipynb #986b8559
 def _check_num_timesteps(
@@ -106,7 +108,7 @@ class CosineNoiseScheduler(NoiseScheduler):
 
 # %% ../nbs/01_scheduler.ipynb #01a5e001
 class SigmoidNoiseScheduler(NoiseScheduler):
-    "Betas from a logistic curve for alpha_cumprod (Jabri, Fleet and Chen 2023, algorithm 4)."
+    "Betas from a logistic curve for alpha_cumprod (Jabri et al. 2023, algorithm 4)."
     def __init__(self,
         num_timesteps: int = 1000,         # T
         start: float = -3.0,               # a: where on the curve t = 0 is
@@ -120,8 +122,9 @@ class SigmoidNoiseScheduler(NoiseScheduler):
         abar = (curve[-1] - curve) / (curve[-1] - curve[0])
         beta = (1 - abar[1:] / abar[:-1]).clamp(max=max_beta)
         super().__init__(rescale_zero_terminal_snr(beta) if zero_terminal_snr else beta)
-        self.config = dict(schedule="sigmoid", num_timesteps=num_timesteps, start=start, end=end,
-                           tau=tau, max_beta=max_beta, zero_terminal_snr=zero_terminal_snr)
+        self.config = dict(schedule="sigmoid", num_timesteps=num_timesteps, start=start,
+                           end=end, tau=tau, max_beta=max_beta,
+                           zero_terminal_snr=zero_terminal_snr)
 
 # %% ../nbs/01_scheduler.ipynb #ba2109d2
 SCHEDULES: dict[str, type[NoiseScheduler]] = dict(
@@ -151,13 +154,14 @@ def check_t(self: NoiseScheduler,
     name: str = "t",        # for the error
     divides: bool = False,  # whether what follows divides by the signal at t
 ):                          # t itself: an int or a tensor
-    "The check at the door, made where it costs nothing (a GPU would have to stop for it)."
+    "The check at the door, where it costs nothing (a GPU would have to stop for it)."
     t = int(t) if isinstance(t, int | np.integer) else torch.as_tensor(t)
     highest = self.num_timesteps - int(divides and self.zero_terminal_snr)
     low, high = _range_of(t, name) or (lowest, highest)
     if lowest <= low and high <= highest: return t
-    why = f" (at {highest + 1} no signal is left, and this divides by it)" * (high == highest + 1)
-    raise ValueError(f"{name}: expected steps in {lowest}..{highest}{why * divides}; "
+    why = f" (at {highest + 1} no signal is left, and this divides by it)"
+    why = why * (divides and high == highest + 1 == self.num_timesteps)
+    raise ValueError(f"{name}: expected steps in {lowest}..{highest}{why}; "
                      f"got {low if low == high else f'{low}..{high}'}")
 
 # %% ../nbs/01_scheduler.ipynb #01a5e008
@@ -186,7 +190,7 @@ def snr(self: NoiseScheduler,
 def rescale_zero_terminal_snr(
     beta: Tensor,   # `(T,)` betas of steps 1..T, T at least 2
 ) -> Tensor:        # `(T,)` float64 betas whose last is 1
-    "Betas of the same walk with nothing left of the picture at T (Lin et al. 2024, algorithm 1)."
+    "The same betas, but nothing is left of the picture at T (Lin et al. 2024, alg. 1)."
     if len(beta) < 2:
         raise ValueError(f"zero_terminal_snr: expected at least 2 steps; got {len(beta)}")
     signal = (1 - torch.as_tensor(beta, dtype=torch.float64)).cumprod(0).sqrt()
@@ -214,7 +218,7 @@ def look_up(self: NoiseScheduler,
 def spread(self: NoiseScheduler,
     values,      # `(b,)` float64, a number for each picture, or one float
     x: Tensor,   # `(b, ...)` what they will be multiplied with
-):               # `(b, 1, 1, 1)` in float32 or x's dtype; a float stays one but for half precision
+):               # `(b, 1, 1, 1)`, float32 at least; a float stays one for such x
     "A number for each picture, shaped to broadcast over its channels and pixels."
     dtype, ones = torch.promote_types(x.dtype, torch.float32), [1] * (x.ndim - 1)
     if not torch.is_tensor(values):
@@ -228,7 +232,7 @@ def signal_noise(self: NoiseScheduler,
     x: Tensor,         # `(b, c, h, w)` what they will be multiplied with
     lowest: int = 1,   # 0 where the clean picture is a legal answer
 ) -> tuple:            # signal and sigma: floats, or `(b, 1, 1, 1)`
-    "The two factors of eq. 4, sqrt_alpha_cumprod and sqrt_one_minus_alpha_cumprod, for x."
+    "The factors of eq. 4: sqrt_alpha_cumprod and sqrt_one_minus_alpha_cumprod, for x."
     t = self.check_t(t, lowest)
     return (self.spread(self.look_up("sqrt_alpha_cumprod", t), x),
             self.spread(self.look_up("sqrt_one_minus_alpha_cumprod", t), x))
@@ -270,7 +274,7 @@ def jump(self: NoiseScheduler,
     t,                         # `(b,)` steps 1..T, or one int
     t_prev=None,               # earlier steps; left out: t - 1
     x: Tensor | None = None,   # pictures that the numbers are shaped for, `(b, 1, 1, 1)`
-) -> Jump:                     # floats for an int; float64 of t's shape for a tensor without x
+) -> Jump:                     # floats for an int; for a tensor float64, of its shape
     "The step from t to t_prev, in the numbers of one noising step."
     t = self.check_t(t)
     t_prev = t - 1 if t_prev is None else self.check_t(t_prev, lowest=0, name="t_prev")
@@ -278,7 +282,8 @@ def jump(self: NoiseScheduler,
     values = [self.look_up(table, k) for table in ("alpha_cumprod", "log_snr_half")
               for k in (t, t_prev)]
     if x is not None:
-        values = [v.view(-1, *[1] * (x.ndim - 1)) if torch.is_tensor(v) else v for v in values]
+        shape = -1, *[1] * (x.ndim - 1)
+        values = [v.view(shape) if torch.is_tensor(v) else v for v in values]
     return Jump(t, t_prev, *values)
 
 # %% ../nbs/01_scheduler.ipynb #243d56cb
@@ -313,7 +318,7 @@ def posterior_mean_variance(self: NoiseScheduler,
     xt: Tensor,        # `(b, c, h, w)` noisy pictures
     t,                 # `(b,)` steps 1..T, or one int
     t_prev=None,       # any earlier steps; left out: t - 1
-) -> tuple:            # mean `(b, c, h, w)` in xt's dtype; variance, a float or `(b, 1, 1, 1)`
+) -> tuple:            # mean, in xt's dtype; variance, a float or `(b, 1, 1, 1)`
     "Mean and variance of q(x_{t-1} | x_t, x_0) (eq. 7), for any earlier step."
     j, wide = self.jump(t, t_prev, xt), torch.promote_types(xt.dtype, torch.float32)
     return j.posterior_mean(x0.to(wide), xt.to(wide)).to(xt.dtype), j.beta_tilde
@@ -354,8 +359,8 @@ def variance(self: Jump,
     "sigma^2 of a reverse step: beta-tilde, beta, or the best for a measured error of x0."
     if variance == "beta_tilde": return self.beta_tilde
     if variance == "beta": return self.beta
-    error = variance[self.t] if isinstance(self.t, int) else variance.to(self.t.device)[self.t]
-    error = float(error) if isinstance(self.t, int) else error.view_as(self.abar_t)
+    if isinstance(self.t, int): error = float(variance[self.t])
+    else: error = variance.to(self.t.device)[self.t].view_as(self.abar_t)
     return self.beta_tilde + self.abar_s * (self.beta / (1 - self.abar_t)) ** 2 * error
 
 # %% ../nbs/01_scheduler.ipynb #01a5e00d
@@ -386,10 +391,10 @@ def _check_variance(
 def std(self: Jump,
     variance="beta_tilde",   # as in `Jump.variance`
 ):                           # a float, or float64 of abar_t's shape
-    "Standard deviation of the noise a step puts back: 0 where it ends at the clean picture."
+    "Standard deviation of the noise a step puts back: 0 where it ends at the picture."
     return self.variance(variance) ** 0.5 * (self.abar_s < 1)
 
-
+# %% ../nbs/01_scheduler.ipynb #01a5e010
 @patch
 def sampling_std(self: NoiseScheduler,
     t,                       # `(b,)` steps 1..T, or one int
@@ -448,9 +453,10 @@ def stream(
 ) -> torch.Generator:          # on the CPU, so that every device draws the same numbers
     "A stream of random numbers that depends on (seed, purpose, index) and nothing else."
     if purpose not in PURPOSES:
-        raise ValueError(f"purpose: expected one of {', '.join(PURPOSES)}; got {purpose!r}")
-    words = np.random.SeedSequence((seed, PURPOSES.index(purpose))).generate_state(1)
-    return torch.Generator().manual_seed((int(words[0]) + index) % 2**32)   # it keeps 32 bits
+        raise ValueError(f"purpose: expected one of {', '.join(PURPOSES)}; "
+                         f"got {purpose!r}")
+    base, = np.random.SeedSequence((seed, PURPOSES.index(purpose))).generate_state(1)
+    return torch.Generator().manual_seed((int(base) + index) % 2**32)   # it keeps 32 bits
 
 # %% ../nbs/01_scheduler.ipynb #747d70d2
 @patch

@@ -80,23 +80,6 @@ class DiffusionConfig:
         self.adam_betas = tuple(self.adam_betas)
         if errors := self._errors(): raise ValueError(" | ".join(errors))
 
-# %% ../nbs/11_training.ipynb #11a6e002
-@patch
-def scheduler(self: DiffusionConfig) -> NoiseScheduler:
-    "The noise scheduler that the run trains for."
-    rescaled = dict(zero_terminal_snr=True) if self.zero_terminal_snr else {}
-    return SCHEDULES[self.schedule](self.timesteps_diff, **rescaled)
-
-
-@patch
-def denoiser(self: DiffusionConfig,
-    model_config: ModelConfig,   # of the network
-) -> Denoiser:                   # with the weights that this seed starts from, on the CPU
-    "A new network, with the run's scheduler and prediction."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(self.seed)                     # the same weights in every process
-        return Denoiser(UNet(model_config), self.scheduler(), self.prediction)
-
 # %% ../nbs/11_training.ipynb #b2b1f002
 _LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1,
               warmup_steps=0, num_workers=0, log_every=1, save_every=1, keep=1, sample_every=0)
@@ -131,12 +114,29 @@ def _loss_errors(self: DiffusionConfig,
         out.append(wrong("prediction", "x0 or v with zero_terminal_snr, which leaves no signal to "
                                        "divide by at T"))
     if gamma is not None and (self.zero_terminal_snr or not 0 < gamma < float("inf")):
-        out.append(wrong("min_snr_gamma", "None with zero_terminal_snr, otherwise a number above 0"))
+        out.append(wrong("min_snr_gamma", "a number above 0, and none with zero_terminal_snr"))
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         out.append(wrong("adam_betas", "two numbers, each at least 0 and below 1"))
     if not 0 <= self.weight_decay < 1:
         out.append(wrong("weight_decay", "at least 0 and below 1"))
     return out
+
+# %% ../nbs/11_training.ipynb #11a6e002
+@patch
+def scheduler(self: DiffusionConfig) -> NoiseScheduler:
+    "The noise scheduler that the run trains for."
+    rescaled = dict(zero_terminal_snr=True) if self.zero_terminal_snr else {}
+    return SCHEDULES[self.schedule](self.timesteps_diff, **rescaled)
+
+# %% ../nbs/11_training.ipynb #11a6e00d
+@patch
+def new_denoiser(self: DiffusionConfig,
+    model_config: ModelConfig,   # of the network
+) -> Denoiser:                   # with the weights that this seed starts from, on the CPU
+    "A new network, with the run's scheduler and prediction."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(self.seed)             # the same weights in every process
+        return Denoiser(UNet(model_config), self.scheduler(), self.prediction)
 
 # %% ../nbs/11_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
@@ -194,13 +194,14 @@ def step_draws(
     first: int = 0,            # the first picture of the batch that is wanted
     last: int | None = None,   # after the last; left out: to the end
 ) -> tuple[Tensor, ...]:   # t `(b,)` in 1..T, flips `(b,)` bool, noise `(b, c, h, w)`
-    "The random numbers of a training step, as a function of (seed, step, place in the batch)."
+    "The random numbers of a training step, a function of (seed, step, place in it)."
     last = batch_size if last is None else last
     before, blocks = first // _BLOCK, -(-batch_size // _BLOCK)
-    streams = (stream(seed, step * blocks + k, "train") for k in range(before, -(-last // _BLOCK)))
+    mine = range(before, -(-last // _BLOCK))
+    streams = (stream(seed, step * blocks + k, "train") for k in mine)
     parts = zip(*(_block_draws(g, num_timesteps, shape) for g in streams))
-    mine = slice(first - before * _BLOCK, last - before * _BLOCK)
-    return tuple(torch.cat(part)[mine] for part in parts)
+    cut = slice(first - before * _BLOCK, last - before * _BLOCK)
+    return tuple(torch.cat(part)[cut] for part in parts)
 
 # %% ../nbs/11_training.ipynb #e4289bb5
 def learning_rate_at(
@@ -274,33 +275,6 @@ def _open_accelerator(
         raise ValueError(f"device: expected cpu or {accelerator.device.type}; got {device!r}")
     return accelerator
 
-# %% ../nbs/11_training.ipynb #c56eebf2
-class Trainer:
-    "The moving parts of a run."
-    def __init__(self,
-        denoiser: Denoiser,                        # what is trained: its `net`
-        data: PictureData,                         # the pictures, of the network's size
-        config: DiffusionConfig,                   # with the denoiser's schedule and prediction
-        accelerator: Accelerator | None = None,    # left out: a new one
-        optimizer=None,                            # of the net's parameters; left out: Adam
-        loss=training_loss):                       # `loss(denoiser, x0, t, noise) -> (b,)`
-        _check_same_noise(denoiser, config)
-        self.config, self.data, self.loss = config, data, loss
-        self.accelerator = accelerator or _open_accelerator()
-        self.device = self.accelerator.device
-        self.rank = self.accelerator.process_index
-        self.world = self.accelerator.num_processes
-        self.scheduler = denoiser.scheduler
-        net = denoiser.net.to(self.device, memory_format=torch.channels_last)
-        self.model = net.train().requires_grad_(True)
-        self.ema = EMA(self.model, config.ema_decay)
-        self.log = LossLog(self.scheduler.num_timesteps, self.device)
-        self.optimizer = optimizer or _adam(self.model, config, self.device)
-        network = torch.compile(self.model) if config.compile else self.model
-        self.denoiser, self.averaged = (
-            Denoiser(n, self.scheduler, denoiser.prediction)
-            for n in (self.accelerator.prepare(network), self.ema.model))
-
 # %% ../nbs/11_training.ipynb #11a6e005
 def _adam(net: torch.nn.Module, c: DiffusionConfig, device) -> torch.optim.Optimizer:
     "Adam, or AdamW where weights decay; its learning rate is set at each step."
@@ -320,6 +294,33 @@ def _check_same_noise(
     if not torch.equal(c.scheduler().beta, denoiser.scheduler.beta):
         raise ValueError(f"config: expected the denoiser's schedule {denoiser.scheduler}; "
                          f"got {c.scheduler()}")
+
+# %% ../nbs/11_training.ipynb #c56eebf2
+class Trainer:
+    "The moving parts of a run."
+    def __init__(self,
+        denoiser: Denoiser,                       # what is trained: its `net`
+        data: PictureData,                        # the pictures, of the network's size
+        config: DiffusionConfig,                  # with the denoiser's noise, prediction
+        accelerator: Accelerator | None = None,   # left out: a new one
+        optimizer=None,                           # of the net's parameters; None: Adam
+        loss=training_loss):                      # `loss(denoiser, x0, t, noise) -> (b,)`
+        _check_same_noise(denoiser, config)
+        self.config, self.data, self.loss = config, data, loss
+        self.accelerator = accelerator or _open_accelerator()
+        self.device = self.accelerator.device
+        self.rank = self.accelerator.process_index
+        self.world = self.accelerator.num_processes
+        self.scheduler = denoiser.scheduler
+        net = denoiser.net.to(self.device, memory_format=torch.channels_last)
+        self.model = net.train().requires_grad_(True)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.log = LossLog(self.scheduler.num_timesteps, self.device)
+        self.optimizer = optimizer or _adam(self.model, config, self.device)
+        network = torch.compile(self.model) if config.compile else self.model
+        self.denoiser, self.averaged = (
+            Denoiser(n, self.scheduler, denoiser.prediction)
+            for n in (self.accelerator.prepare(network), self.ema.model))
 
 # %% ../nbs/11_training.ipynb #1a4a3b96
 @patch
@@ -394,11 +395,13 @@ def restore(self: Trainer,
     saved, training = read_checkpoint(path, "training")
     self.ema.model.load_state_dict(read_checkpoint(path, "model")[1])
     state = self.optimizer.state_dict()
+    kinds = {k.partition("/")[0] for k in training} - {"model", "log"}    # Adam's, say
     for i, (name, p) in enumerate(self.model.named_parameters()):
-        p.data.copy_(training.pop(f"model/{name}"))
-        own = {k.partition("/")[0]: v for k, v in training.items() if k.endswith(f"/{name}")}
-        state["state"][i] = {                                   # with p's memory format
-            k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v for k, v in own.items()}
+        p.data.copy_(training[f"model/{name}"])
+        own = {k: training[f"{k}/{name}"] for k in kinds if f"{k}/{name}" in training}
+        alike = lambda v, p=p: torch.empty_like(p).copy_(v)      # in p's memory format
+        own = {k: v if v.shape != p.shape else alike(v) for k, v in own.items()}
+        state["state"][i] = own
     self.optimizer.load_state_dict(state)
     self.log.sums.copy_(training["log"])
     return saved["step"]
@@ -491,7 +494,7 @@ class _Run:
     stop: StopSignal                     # says when to save and leave
     done: int = 0                        # steps that lie behind
     progress: bool = False               # show a bar
-    callback: Callable | None = None     # `callback(line, trainer)` with every line of the log
+    callback: Callable | None = None     # `callback(line, trainer)`, each line of the log
 
     def __post_init__(self): self.mark = self.done, time.perf_counter()
 
@@ -568,7 +571,7 @@ def _saved_config(self: Trainer) -> dict:
 def fit(self: Trainer,
     resume: bool = False,     # go on from the newest checkpoint in out_dir
     progress: bool = True,    # show a bar
-    callback=None,            # `callback(line, trainer)` with every line of the log, a dict
+    callback=None,            # `callback(line, trainer)` with each line of the log
 ) -> Path:                    # the last checkpoint
     "The whole run, in the folder that its config names."
     folder, main = _folder_of(self.config), self.accelerator.is_main_process
@@ -588,12 +591,12 @@ def train_diffusion(
     resume: bool = False,       # go on from the newest checkpoint in out_dir
     data=None,                  # `(n, c, h, w)` pictures themselves: bytes, or in [-1, 1]
     progress: bool = True,      # show a bar
-    callback=None,              # `callback(line, trainer)` with every line of the log, a dict
+    callback=None,              # `callback(line, trainer)` with each line of the log
     device: str | None = None,  # "cpu", "cuda", "mps"; left out: the best there is
 ) -> Path:                      # the last checkpoint
     "Trains a network (Algorithm 1), with everything that a long run needs."
     c, accelerator = diff_config, _open_accelerator(device)
     with accelerator.main_process_first():               # one process downloads, if any
         data = _open_data(c, model_config, data, accelerator.num_processes)
-    trainer = Trainer(c.denoiser(model_config), data, c, accelerator)
+    trainer = Trainer(c.new_denoiser(model_config), data, c, accelerator)
     return trainer.fit(resume, progress, callback)
