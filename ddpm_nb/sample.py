@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .device import autocast
-from .objective import Denoiser, eval_mode
+from .objective import eval_mode
 from .scheduler import Jump, NoiseScheduler, stream
 
 # %% ../nbs/07_sampling.ipynb #965679bb
@@ -162,10 +162,9 @@ _GIVEN = ("denoiser", "scheduler", "xt", "walk", "noise", "kwargs", "callback")
 
 # %% ../nbs/07_sampling.ipynb #07a6e00c
 def _default_walk(scheduler: NoiseScheduler, steps, spacing) -> list[int]:   # as in `sample`
-    "The walk, with what was found best where nothing is said (page 08)."
+    "The walk; of 20 steps, or of all there are if that is less, where nothing is said."
     steps = min(20, scheduler.num_timesteps) if steps is None else steps
-    few = "karras" if steps >= 8 else "uniform"
-    return timestep_walk(scheduler, steps, few if spacing is None else spacing)
+    return timestep_walk(scheduler, steps, spacing)
 
 # %% ../nbs/07_sampling.ipynb #07a6e00b
 def _bar(n: int, batch_size: int, steps: int, progress: bool) -> tqdm:
@@ -234,7 +233,7 @@ def sample(
     shape: tuple | None = None,  # `(c, h, w)`; left out: what the UNet's config says
     steps: int | None = None,    # how many steps; left out: 20 (or T, if that is less)
     method: str = "dpm++",       # one of SAMPLERS
-    spacing: str | None = None,  # one of SPACINGS; left out: karras, or uniform below 8
+    spacing: str = "karras",     # one of SPACINGS
     seed: int = 0,               # picture i is a function of (seed, i)
     batch_size: int = 64,        # pictures at a time: memory, not result
     precision: str = "float32",  # or "bf16", "auto"

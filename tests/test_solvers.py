@@ -223,8 +223,11 @@ def test_defaults_and_refusals():
     d = Denoiser(smooth(s, "noise"), s)
     a = sample(d, 2, shape=(1, 4, 4))
     assert torch.equal(a, sample(d, 2, shape=(1, 4, 4), steps=20, method="dpm++", spacing="karras"))
-    b = sample(d, 2, shape=(1, 4, 4), steps=5)
-    assert torch.equal(b, sample(d, 2, shape=(1, 4, 4), steps=5, spacing="uniform"))
+    few = LinearNoiseScheduler(25)
+    b = Denoiser(smooth(few, "noise"), few)
+    assert torch.equal(sample(b, 2, shape=(1, 4, 4)), sample(b, 2, shape=(1, 4, 4), steps=20))
+    fewer = NoiseScheduler([0.2, 0.5, 0.9])
+    sample(Denoiser(smooth(fewer, "noise"), fewer), 2, shape=(1, 4, 4))
     refused = {
         "method: expected one of ancestral, ddim, heun, dpm++, sde-dpm++; got 'no-such-thing'": dict(
             method="no-such-thing"
@@ -233,6 +236,7 @@ def test_defaults_and_refusals():
             spacing="no-such-thing"
         ),
         "steps: expected 1..1000": dict(steps=1001),
+        "steps: expected 1..1000 ": dict(steps=0),
         "eta: expected what 'dpm++' takes, clip; got 0.5": dict(eta=0.5),
     }
     for message, wrong in refused.items():
