@@ -49,7 +49,7 @@ from ddpm_nb.runs import (
 from ddpm_nb.sample import (
     SAMPLERS,
     SPACINGS,
-    NoiseAhead,
+    _NoiseAhead,
     ancestral_sample,
     ddim_sample,
     sample,
@@ -310,7 +310,7 @@ def test_sample_draws_without_dropout_and_puts_every_mode_back(method):
 def test_noise_drawn_ahead_is_the_streams_own(n, draws):
     """However slow the reader is, draw k of picture i is the k-th of its own stream."""
     shape = 2, 3, 4
-    with NoiseAhead([stream(7, i) for i in range(n)], shape, "cpu", draws) as noise:
+    with _NoiseAhead([stream(7, i) for i in range(n)], shape, "cpu", draws) as noise:
         drawn = []
         for k in range(draws):
             if k == 1:
@@ -326,7 +326,16 @@ def test_noise_drawn_ahead_is_the_streams_own(n, draws):
 def test_sample_takes_start_and_steps_from_the_pictures_stream():
     """Ancestral steps written out, with a generator for each picture: the same pictures."""
     half = lambda xt, t: 0.5 * xt  # noqa: E731
-    x = sample(half, 3, scheduler=linear, shape=(1, 2, 2), steps=3, method="ancestral", seed=4)
+    x = sample(
+        half,
+        3,
+        scheduler=linear,
+        shape=(1, 2, 2),
+        steps=3,
+        method="ancestral",
+        spacing="uniform",
+        seed=4,
+    )
     assert timestep_walk(linear, 3) == [1000, 667, 333, 0]
     walk = timestep_walk(linear, 3)
     for i in range(3):
