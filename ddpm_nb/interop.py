@@ -289,12 +289,9 @@ def _schedule_from(
     return NoiseScheduler(rescale_zero_terminal_snr(beta) if zero else beta)
 
 # %% ../nbs/14_interop.ipynb #012991e8
-def _our_names(
-    table: dict[str, str],    # our name: theirs
-) -> dict[str, str]:          # their name: ours
-    "The table read backwards; of their variances two are one of ours."
-    extra = dict(fixed_small_log="beta_tilde") if table is _VARIANCE_TYPES else {}
-    return {theirs: ours for ours, theirs in table.items()} | extra
+def _our_variances() -> dict[str, str]:   # their name: ours
+    "What their variances are called here: two of theirs are one of ours."
+    return {v: k for k, v in _VARIANCE_TYPES.items()} | dict(fixed_small_log="beta_tilde")
 
 # %% ../nbs/14_interop.ipynb #3e99ea93
 def _check_theirs(
@@ -304,7 +301,7 @@ def _check_theirs(
     if type(theirs).__name__ not in ("DDPMScheduler", "DDIMScheduler"):
         raise ValueError("scheduler: expected a DDPMScheduler or a DDIMScheduler; "
                          f"got {type(theirs).__name__}")
-    c, variances = theirs.config, _our_names(_VARIANCE_TYPES)
+    c, variances = theirs.config, _our_variances()
     T, betas = c.num_train_timesteps, c.trained_betas
     predicts, known = c.prediction_type, _known_predictions(theirs)
     count, reach = T if betas is None else len(betas), c.clip_sample_range
@@ -335,7 +332,7 @@ def scheduler_from_diffusers(
     _check_theirs(theirs)
     ddim = type(theirs).__name__ == "DDIMScheduler"
     how = dict(method="ddim" if ddim else "ancestral", spacing="uniform")
-    if not ddim: how["variance"] = _our_names(_VARIANCE_TYPES)[theirs.config.variance_type]
+    if not ddim: how["variance"] = _our_variances()[theirs.config.variance_type]
     return _schedule_from(theirs), how | dict(clip=theirs.config.clip_sample)
 
 # %% ../nbs/14_interop.ipynb #71f5598b
@@ -363,7 +360,8 @@ def from_diffusers(
     if unfit: raise ValueError(" | ".join(unfit))
     (scheduler, how), net = parts
     if net.stem.weight.dtype.itemsize < 4: net = net.float()   # what samplers take
-    prediction = _our_names(_PREDICTION_TYPES)[source.scheduler.config.prediction_type]
+    names = {theirs: ours for ours, theirs in _PREDICTION_TYPES.items()}
+    prediction = names[source.scheduler.config.prediction_type]
     return Denoiser(net, scheduler, prediction).eval(), how
 
 # %% ../nbs/14_interop.ipynb #bb90b4ca

@@ -326,8 +326,16 @@ def test_noise_drawn_ahead_is_the_streams_own(n, draws):
 def test_sample_takes_start_and_steps_from_the_pictures_stream():
     """Ancestral steps written out, with a generator for each picture: the same pictures."""
     half = lambda xt, t: 0.5 * xt  # noqa: E731
-    how = dict(steps=3, method="ancestral", spacing="uniform", seed=4)
-    x = sample(half, 3, scheduler=linear, shape=(1, 2, 2), **how)
+    x = sample(
+        half,
+        3,
+        scheduler=linear,
+        shape=(1, 2, 2),
+        steps=3,
+        method="ancestral",
+        spacing="uniform",
+        seed=4,
+    )
     assert timestep_walk(linear, 3) == [1000, 667, 333, 0]
     walk = timestep_walk(linear, 3)
     for i in range(3):
