@@ -410,4 +410,4 @@ def main_import() -> None:
     flags = [f"--{k} {how[k]}" for k in ("method", "spacing", "variance") if k in how]
     if not how["clip"]: flags.append("--no-clip")
     print(f"{path}\nnext: ddpm-sample {path.parent}\n"
-          f"or, by its own sampler: ddpm-sample {path.parent} --steps 50 {' '.join(flags)}")
+          f"or, as it was: ddpm-sample {path.parent} --steps 50 {' '.join(flags)}")

@@ -320,9 +320,16 @@ def quality_row(
                 ladder_n=len(real), ladder_of=of)
 
 # %% ../nbs/13_distances.ipynb #13a6e001
-def _table_or_name(variance: str, path):   # what `ancestral` takes
-    "The measured table for \"optimal\", the name for the others."
-    return load_x0_error(path) if variance == "optimal" else variance
+def _timed_samples(
+    denoiser, n: int, walk: dict, variance: str, path, how: dict,   # as in `sampling_row`
+) -> tuple[Tensor, dict]:   # the samples; how many evaluations of the network, how long
+    "Samples and what they cost."
+    began = time.perf_counter()
+    if walk["method"] == "ancestral":
+        how["variance"] = load_x0_error(path) if variance == "optimal" else variance
+    x, steps = sample(denoiser, n, **walk, **how), walk["steps"]
+    evaluations = n * (2 * steps - 1 if walk["method"] == "heun" else steps)
+    return x, dict(evaluations=evaluations, seconds=round(time.perf_counter() - began, 1))
 
 # %% ../nbs/13_distances.ipynb #13a6e002
 def _resolved(precision: str, device) -> str:   # "float32" or "bf16"
@@ -338,7 +345,7 @@ def sampling_row(
     n: int = 2000,                 # samples
     method: str = "ancestral",     # one of SAMPLERS
     steps: int = 50,
-    variance: str | None = "beta_tilde",   # of `ancestral`: "beta", "optimal"
+    variance: str = "beta_tilde",  # of `ancestral`: "beta", "optimal"
     seed: int = 0,
     reference=None,                # features of the training set, if they are at hand
     keep=None,                     # a .safetensors file for the samples, as bytes
@@ -347,18 +354,13 @@ def sampling_row(
     **how,                         # batch_size, progress
 ) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
-    began = time.perf_counter()
-    if method != "ancestral": variance = None
     walk = dict(method=method, steps=steps, spacing=spacing, seed=seed,
                 precision=_resolved(precision, denoiser.device))
-    if variance: how["variance"] = _table_or_name(variance, path)
-    x = sample(denoiser, n, **walk, **how)
+    x, cost = _timed_samples(denoiser, n, walk, variance, path, how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
-    made = quality_row(x, data, net, reference)
-    settings = dict(what="quality", n=n, features=features, variance=variance, **walk)
-    evaluations = n * (2 * steps - 1 if method == "heun" else steps)
-    seconds = round(time.perf_counter() - began, 1)
-    return dict(settings=settings, evaluations=evaluations, **made, seconds=seconds)
+    settings = dict(what="quality", n=n, features=features, **walk)
+    settings["variance"] = variance if method == "ancestral" else None
+    return dict(settings=settings, **quality_row(x, data, net, reference), **cost)
 
 # %% ../nbs/13_distances.ipynb #9cfc84bc
 def row_text(

@@ -101,7 +101,7 @@ def _t_strata(
 def _denoise_batch(
     denoiser,                # `denoiser(xt, t) -> x0_pred`
     scheduler: NoiseScheduler,
-    x0: Tensor,              # `(b, c, h, w)` pictures in [-1, 1], on the denoiser's device
+    x0: Tensor,              # `(b, c, h, w)` in [-1, 1], on the denoiser's device
     ranges,                  # strata: (first t, after the last)
     streams,                 # a torch.Generator for each picture
     precision="float32",     # of the network
@@ -182,8 +182,8 @@ def denoise(
             pictures = torch.stack([data[i] for i in which[first:first + batch_size]])
             x0 = to_model_range(pictures, data.num_levels).to(device)
             streams = [stream(seed, first + i, "evaluate") for i in range(len(x0))]
-            batch = _denoise_batch(denoiser, scheduler, x0, ranges, streams, precision, bar)
-            parts.append((x0.cpu(), *batch))
+            how = ranges, streams, precision, bar
+            parts.append((x0.cpu(), *_denoise_batch(denoiser, scheduler, x0, *how)))
     (x0, x0_pred, t, error), ends = map(torch.cat, zip(*parts)), torch.tensor(ranges)
     return Denoised(x0, x0_pred, t, ends[:, 1] - ends[:, 0], error, data.num_levels)
 
