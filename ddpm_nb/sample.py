@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .device import autocast
-from .objective import Denoiser, eval_mode
+from .objective import eval_mode
 from .scheduler import Jump, NoiseScheduler, stream
 
 # %% ../nbs/07_sampling.ipynb #965679bb
@@ -141,7 +141,7 @@ SAMPLERS = dict(ancestral=ancestral_sample, ddim=ddim_sample)
 
 # %% ../nbs/07_sampling.ipynb #93b892dd
 def _check_sample(
-    denoiser, scheduler, shape, method: str, least: int, own: dict,   # as in `sample`
+    denoiser, scheduler, shape, method: str, own: dict,   # as in `sample`
 ) -> tuple[NoiseScheduler, tuple]:   # what is left out, from the Denoiser
     "What `sample` needs to know before it starts, or a ValueError."
     if method not in SAMPLERS:
@@ -150,7 +150,6 @@ def _check_sample(
     if wrong := sorted(own.keys() - takes):
         raise ValueError(f"{wrong[0]}: expected what {method!r} takes, "
                          f"{', '.join(sorted(takes))}; got {own[wrong[0]]!r}")
-    if least < 1: raise ValueError(f"n and batch_size: expected at least 1; got {least}")
     scheduler = scheduler or getattr(denoiser, "scheduler", None)
     config = getattr(getattr(denoiser, "net", None), "config", None)
     if scheduler is None or shape is None and config is None:
@@ -161,10 +160,18 @@ def _check_sample(
 
 _GIVEN = ("denoiser", "scheduler", "xt", "walk", "noise", "kwargs", "callback")
 
+# %% ../nbs/07_sampling.ipynb #07a6e00c
+def _default_walk(scheduler: NoiseScheduler, steps, spacing) -> list[int]:   # as in `sample`
+    "The walk; of 20 steps, or of all there are if that is less, where nothing is said."
+    steps = min(20, scheduler.num_timesteps) if steps is None else steps
+    return timestep_walk(scheduler, steps, spacing)
+
 # %% ../nbs/07_sampling.ipynb #07a6e00b
-def _bar(total: int, progress: bool) -> tqdm:
-    "A bar that counts the steps of all pictures."
-    return tqdm(total=total, unit="step", desc="sampling", disable=not progress)
+def _bar(n: int, batch_size: int, steps: int, progress: bool) -> tqdm:
+    "A bar that counts the steps of all pictures, if there are some."
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
+    return tqdm(total=n * steps, unit="step", desc="sampling", disable=not progress)
 
 # %% ../nbs/07_sampling.ipynb #481605ab
 def _after_step(
@@ -224,9 +231,9 @@ def sample(
     n: int,                      # how many pictures
     scheduler: NoiseScheduler | None = None,   # left out: the Denoiser's
     shape: tuple | None = None,  # `(c, h, w)`; left out: what the UNet's config says
-    steps: int | None = None,    # how many steps; left out: all T
-    method: str = "ancestral",   # one of SAMPLERS
-    spacing: str = "uniform",    # one of SPACINGS
+    steps: int | None = None,    # how many steps; left out: 20 (or T, if that is less)
+    method: str = "dpm++",       # one of SAMPLERS
+    spacing: str = "karras",     # one of SPACINGS
     seed: int = 0,               # picture i is a function of (seed, i)
     batch_size: int = 64,        # pictures at a time: memory, not result
     precision: str = "float32",  # or "bf16", "auto"
@@ -235,13 +242,12 @@ def sample(
     **own,                       # clip, and what the sampler takes: variance, eta
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise, in batches that fit in memory."
-    least = min(n, batch_size)
-    scheduler, shape = _check_sample(denoiser, scheduler, shape, method, least, own)
-    walk, out = timestep_walk(scheduler, steps, spacing), []
-    with _bar(n * (len(walk) - 1), progress) as bar:
+    scheduler, shape = _check_sample(denoiser, scheduler, shape, method, own)
+    walk, out = _default_walk(scheduler, steps, spacing), []
+    with _bar(n, batch_size, len(walk) - 1, progress) as bar:
         for first in range(0, n, batch_size):
             streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
             own["callback"] = partial(_after_step, bar, callback, first)
-            out.append(_sample_batch(denoiser, scheduler, streams, shape, walk, method,
-                                     precision, **own))
+            which = streams, shape, walk, method, precision
+            out.append(_sample_batch(denoiser, scheduler, *which, **own))
     return torch.cat(out)

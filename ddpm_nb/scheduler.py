@@ -344,9 +344,9 @@ def mean_from_noise(self: NoiseScheduler,
 ) -> Tensor:             # `(b, c, h, w)` mean of x_{t-1}, in xt's dtype
     "The reverse mean straight from the noise (eq. 11): no clipping possible."
     j = self.jump(self.check_t(t, divides=True), t_prev, xt)
-    wide = xt.to(torch.promote_types(xt.dtype, torch.float32))
-    mean = (wide - j.beta / (1 - j.abar_t) ** 0.5 * noise_pred) / j.alpha ** 0.5
-    return mean.to(xt.dtype)
+    dtype, wide = xt.dtype, torch.promote_types(xt.dtype, torch.float32)
+    xt, noise_pred = xt.to(wide), noise_pred.to(wide)
+    return ((xt - j.beta / (1 - j.abar_t) ** 0.5 * noise_pred) / j.alpha ** 0.5).to(dtype)
 
 # %% ../nbs/01_scheduler.ipynb #33f2f522
 VARIANCES = ("beta_tilde", "beta")
@@ -471,7 +471,8 @@ def sample_prev_timestep(self: NoiseScheduler,
 ) -> tuple[Tensor, Tensor]:  # x_{t-1} and the guess of x_0, `(b, c, h, w)` in xt's dtype
     "One step of Algorithm 2: x_{t-1} from x_t and the predicted noise."
     _check_variance(variance, self.beta)
-    dtype, xt = xt.dtype, xt.to(torch.promote_types(xt.dtype, torch.float32))
+    dtype, wide = xt.dtype, torch.promote_types(xt.dtype, torch.float32)
+    xt, noise_pred = xt.to(wide), noise_pred.to(wide)
     x0_pred, j = self.predict_x0(xt, noise_pred, t), self.jump(t, t_prev, xt)
     if clip: x0_pred = x0_pred.clamp(-1, 1)
     x_prev = j.posterior_mean(x0_pred, xt) + j.std(variance) * randn_like(xt, generator)

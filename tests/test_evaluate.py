@@ -118,7 +118,7 @@ def test_shipped_weights(name, run, tmp_path):
 
 
 def test_a_folder_of_ones_own_goes_before_a_shipped_name(tmp_path, monkeypatch):
-    from ddpm_nb.runs import find_checkpoint, load_pretrained, shipped
+    from ddpm_nb.runs import find_checkpoint, load_denoiser, shipped
 
     assert shipped() == SHIPPED and "digits" in SHIPPED
     monkeypatch.chdir(tmp_path)
@@ -126,8 +126,8 @@ def test_a_folder_of_ones_own_goes_before_a_shipped_name(tmp_path, monkeypatch):
     assert find_checkpoint("digits") == WEIGHTS / "digits"
     (tmp_path / "digits" / "step-0000001").mkdir()
     assert find_checkpoint("digits") == Path("digits/step-0000001")
-    with pytest.raises(ValueError, match="name: expected one of digits"):
-        load_pretrained("imagenet")
+    with pytest.raises(ValueError, match="a step folder or one of digits, fashion_mnist"):
+        load_denoiser("imagenet")
 
 
 def test_feature_networks_are_what_their_cards_say():

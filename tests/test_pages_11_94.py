@@ -9,9 +9,17 @@ import torch
 from cells import run_cells
 
 from ddpm_nb import cli
+from ddpm_nb.data import load_data
 from ddpm_nb.device import autocast
+from ddpm_nb.objective import training_loss
 from ddpm_nb.scheduler import SCHEDULES
-from ddpm_nb.train import DIFFUSION_PRESETS, DiffusionConfig, ModelConfig, train_diffusion
+from ddpm_nb.train import (
+    DIFFUSION_PRESETS,
+    DiffusionConfig,
+    ModelConfig,
+    Trainer,
+    train_diffusion,
+)
 
 SMALL = ModelConfig(4, (1, 2), (1,), 16, channels=1)
 RUN = dict(batch_size=16, learning_rate=1e-3, warmup_steps=5, log_every=5, precision="float32")
@@ -152,16 +160,14 @@ def test_a_run_goes_on_only_as_what_it_was(finished, fields, base_dim, resume, m
     assert message in str(e.value)
 
 
-def test_a_run_that_is_not_finite_says_which_checkpoint_is_good(finished, monkeypatch):
+def test_a_run_that_is_not_finite_says_which_checkpoint_is_good(finished):
     """The loss becomes infinite in step 23, between checkpoints; nothing of it is saved."""
-    from ddpm_nb import train
-
-    real, steps = train.training_loss, iter(range(21, 40))
-    broken = lambda *args: real(*args) * (math.inf if next(steps) == 23 else 1)  # noqa: E731
-    monkeypatch.setattr(train, "training_loss", broken)
+    steps = iter(range(21, 40))
+    broken = lambda *a: training_loss(*a) * (math.inf if next(steps) == 23 else 1)  # noqa: E731
     config = DiffusionConfig(**RUN, max_steps=30, out_dir=str(finished))
+    trainer = Trainer(config.new_denoiser(SMALL), load_data("digits"), config, loss=broken)
     with pytest.raises(FloatingPointError) as e:
-        train_diffusion(config, SMALL, resume=True, progress=False)
+        trainer.fit(resume=True, progress=False)
     assert "not finite at step 23; last good checkpoint: " in str(e.value)
     assert "step-0000020; try a lower" in str(e.value)
     assert [p.name for p in finished.glob("step-*")] == ["step-0000020"]

@@ -23,7 +23,7 @@ from ddpm_nb.distance import (
     sampling_row,
     save_row,
 )
-from ddpm_nb.runs import find_checkpoint, load_checkpoint
+from ddpm_nb.runs import find_checkpoint, load_denoiser
 
 KINDS = ("ancestral beta_tilde", "ancestral optimal", "ancestral beta", "ddim")
 
@@ -62,9 +62,9 @@ def main():
     a = p.parse_args()
     path, device = find_checkpoint(a.run), pick_device()
     config = json.loads((path / "config.json").read_text())
-    model, scheduler = load_checkpoint(path, device)
+    denoiser = load_denoiser(path, device)
     name, out = config["data"]["name"], path / "evaluation.json"
-    data = evaluation_data(name, model.config)
+    data = evaluation_data(name, denoiser.net.config)
     net = load_features(name, device)
     reference = features_of(net, data["train"])
     about = dict(
@@ -84,12 +84,12 @@ def main():
         print(settings, flush=True)
         own = {k: v for k, v in row.items() if k != "what"}
         if row["what"] == "bits":
-            made = likelihood_row(model, scheduler, path, data, **own, **how)
+            made = likelihood_row(denoiser, path, data, **own, **how)
         else:
             if row["n"] >= 2000:  # kept for tools/fashion_mnist.py
                 own["keep"] = path / samples_file(settings)
             own |= dict(precision="auto", reference=reference)
-            made = sampling_row(model, scheduler, path, data, net, name, **own, **how)
+            made = sampling_row(denoiser, path, data, net, name, **own, **how)
         print(row_text(made))
         assert made["settings"] == settings, (made["settings"], settings)
         save_row(out, made | dict(about=about))
