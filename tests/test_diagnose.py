@@ -210,7 +210,7 @@ def test_a_new_network_has_the_loss_of_the_answer_0(name, runs, x0):
     """To one hundredth, on all the pictures; and training has led away from it."""
     sound = load_denoiser(runs[name])
     new = Denoiser(UNet(sound.net.config), sound.scheduler, sound.prediction)
-    zero = dg.zero_loss(sound.scheduler, x0[:300], sound.prediction)
+    zero = dg._zero_loss(sound.scheduler, x0[:300], sound.prediction)
     loss = dg.loss_by_t(new, x0[:300])
     assert_close(loss, zero, rtol=0.05, atol=0)
     assert loss.mean() == pytest.approx(float(zero.mean()), rel=0.01)
@@ -333,12 +333,12 @@ def test_landmark_is_the_loss_of_the_best_guess_for_independent_pixels(predictio
         noise = (xt - a.sqrt() * guess) / (1 - a).sqrt()
         return dict(noise=noise, x0=guess, v=a.sqrt() * noise - (1 - a).sqrt() * guess)[prediction]
 
-    want = dg.pixelwise_loss(scheduler, x, prediction)
+    want = dg._pixelwise_loss(scheduler, x, prediction)
     got = dg.loss_by_t(Denoiser(best, scheduler, prediction), x)
     assert_close(got, want, rtol=0.05, atol=1e-3)
     louder = lambda xt, t: 1.5 * best(xt, t)  # noqa: E731
     louder = dg.loss_by_t(Denoiser(louder, scheduler, prediction), x)
-    zero = dg.zero_loss(scheduler, x, prediction)  # what is left is orthogonal to the best guess:
+    zero = dg._zero_loss(scheduler, x, prediction)  # what is left is orthogonal to the best guess:
     assert_close(louder, want + 0.5**2 * (zero - want), rtol=0.05, atol=1e-3)
     assert prediction != "noise" or (louder > want + 0.03).all()
 
@@ -348,7 +348,7 @@ def test_landmark_is_the_loss_of_the_best_guess_for_independent_pixels(predictio
 def test_loss_of_the_answer_0_is_the_mean_square_of_the_target(prediction, schedule, x0):
     """Against targets that are drawn, for every t of a part."""
     scheduler, g = SCHEDULERS[schedule], torch.Generator().manual_seed(0)
-    zero = dg.zero_loss(scheduler, x0, prediction)
+    zero = dg._zero_loss(scheduler, x0, prediction)
     assert zero.shape == (10,) and zero.dtype == torch.float64
     for k in (0, 4, 9):
         t = dg._t_buckets(1000)[k].repeat(15)  # each step once for 15 of the 1500 pictures

@@ -9,7 +9,7 @@ import torch
 from ddpm_nb import diagnose as dg
 from ddpm_nb import interop
 from ddpm_nb.runs import load_pretrained
-from ddpm_nb.sample import ddim_sample
+from ddpm_nb.sample import ddim_sample, timestep_walk
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, train_diffusion
 from ddpm_nb.unet import ModelConfig
@@ -151,6 +151,7 @@ def test_grader_of_drawn_mean():
         "def drawn_mean",
         LinearNoiseScheduler=LinearNoiseScheduler,
         ddim_sample=ddim_sample,
+        timestep_walk=timestep_walk,
     )
     grade = page["grade_drawn_mean"]
     assert grade(page["drawn_mean"]).startswith("Correct")
