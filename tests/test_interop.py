@@ -293,6 +293,14 @@ def test_chains_of_1000_steps(name, s):
             assert off < tolerance, (variance, clip, prediction, float(off))
 
 
+def first_root(theirs):
+    "What their first step with eta = 1 takes the root of: from no signal 0, but for rounding."
+    t = theirs.timesteps[0]
+    before = t - 1000 // theirs.num_inference_steps
+    abar = theirs.alphas_cumprod[before] if before >= 0 else theirs.final_alpha_cumprod
+    return 1 - abar - (theirs._get_variance(t, before) ** 0.5) ** 2
+
+
 @pytest.mark.parametrize("name, s", CASES, ids=WHICH)
 def test_ddim_where_the_steps_divide(name, s):
     exact = GaussianDenoiser(digits(), s)
@@ -315,6 +323,9 @@ def test_ddim_where_the_steps_divide(name, s):
             theirs = DDIMScheduler(**their_fields(name, s, prediction, clip))
             theirs.set_timesteps(steps)
             x = their_walk(net, make(theirs, s), START, eta=eta, use_clipped_model_output=True)
+            if eta and s.zero_terminal_snr and first_root(theirs) < 0:
+                assert x.isnan().all() and ours.isfinite().all()
+                continue
             off = (x - ours).abs().max()
             assert off < tolerance, (eta, steps, clip, prediction, float(off))
 
@@ -326,6 +337,7 @@ def test_fifty_steps_from_no_signal_as_they_come(name, prediction):
     s = TO_ZERO[name]
     net = answering(GaussianDenoiser(digits(), s), s, prediction)
     ours, walk = Denoiser(net, s, prediction), timestep_walk(s, 50)
+    bound = dict(v=1e-5, x0=2e-5)[prediction]  # unclipped pixels reach 1.7, their tables 7 digits
     for clip in (True, False):
         fields = their_fields(name, s, prediction, clip)
         for eta in (0.0, 1.0):
@@ -333,12 +345,12 @@ def test_fifty_steps_from_no_signal_as_they_come(name, prediction):
             theirs = DDIMScheduler(**fields)
             theirs.set_timesteps(50)
             y = their_walk(net, theirs, START, eta=eta, use_clipped_model_output=True)
-            assert (x - y).abs().max() < 1e-5, (eta, clip)
+            assert (x - y).abs().max() < bound, (eta, clip)
         x = ancestral_sample(ours, s, START, walk, noise_of_their_walk(), clip=clip)
         theirs = DDPMScheduler(**fields)
         theirs.set_timesteps(50)
         y = their_walk(net, theirs, START)
-        assert (x - y).abs().max() < 1e-5 and y.std() > 0.1, clip
+        assert (x - y).abs().max() < bound and y.std() > 0.1, clip
 
 
 def test_schedules_that_end_without_signal():
