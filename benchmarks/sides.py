@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ddpm_nb.data import PictureData
 from ddpm_nb.device import autocast
+from ddpm_nb.sample import ancestral_step
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, Trainer, step_draws
 from ddpm_nb.unet import ModelConfig, UNet
@@ -22,7 +23,7 @@ class Ours:
     def __init__(self, args, precision):
         config = DiffusionConfig(batch_size=args.batch, precision=precision, compile=args.compile)
         data = PictureData(torch.randint(0, 256, picture_shape(args), dtype=torch.uint8))
-        self.trainer = Trainer(config, model_config(args), data)
+        self.trainer = Trainer(config.new_denoiser(model_config(args)), data, config)
         self.precision, self.steps = precision, 0
         self.model = randomise(self.trainer.model)
         self.pictures = data.pictures.to(self.trainer.device)
@@ -37,10 +38,10 @@ class Ours:
 
     @torch.no_grad()
     def sample(self):
-        t = torch.full((len(self.xt),), 500, device=self.xt.device)
+        j = self.trainer.scheduler.jump(500, 499)
         with autocast(self.xt.device, self.precision):
-            noise_pred = self.trainer.network(self.xt, t)
-        self.trainer.scheduler.sample_prev_timestep(self.xt, noise_pred, 500)
+            x0_pred = self.trainer.denoiser(self.xt, 500).clamp(-1, 1)
+        ancestral_step(j, self.xt, x0_pred)
 
     def randomness(self):
         "What a step draws, and the noise it adds."

@@ -233,7 +233,7 @@ def _check_loss(
     loss: Tensor,         # `(10,)` from `loss_by_t`
     zero: Tensor,         # `(10,)` from `_zero_loss`
     simple: Tensor,       # `(10,)` from `_pixelwise_loss`
-    fits: str = "",       # a prediction that the answers fit better than the one asked for
+    fits: str = "",       # a prediction that the answers fit better, if there is one
 ) -> Finding:
     "Is the network better than a guess for each pixel alone?"
     louder, no_better = loss > 1.1 * zero, loss > 1.1 * simple + 0.05 * zero
@@ -244,8 +244,8 @@ def _check_loss(
         "loss",
         f"by t {by_t}, mean {loss.mean():.3f}; {zero.mean():.3f} for the answer 0, "
         f"{simple.mean():.3f} for the best guess that takes each pixel by itself",
-        (fits, f"The network answers with {fits}, which is not what it is asked for: say so "
-               f"in Denoiser(net, scheduler, {fits!r}) or as prediction in config.json."),
+        (fits, f"The network answers with {fits}, which is not what it is asked for: say "
+               f"so in Denoiser(net, scheduler, {fits!r}) or as prediction in config.json."),
         (louder.any(),
          f"Worse than the answer 0 in part {parts(louder)}: the network was trained for "
          "another schedule or other pictures, or answers another question."),
@@ -257,7 +257,7 @@ def _check_loss(
 def _landmarks(
     denoiser: Denoiser,
     x: Tensor,            # `(n, c, h, w)` pictures in [-1, 1]
-) -> list[Tensor]:        # the loss of the answer 0 and of the pixelwise guess, `(10,)` each
+) -> list[Tensor]:        # the loss of the answer 0 and of the pixelwise guess, `(10,)`
     "What the loss of a network is compared with."
     of = denoiser.scheduler, x, denoiser.prediction
     return [_zero_loss(*of), _pixelwise_loss(*of)]
@@ -414,7 +414,7 @@ def _check_samples(
 
 # %% ../nbs/16_troubleshooting.ipynb #582f27e6
 def diagnose(
-    denoiser,    # a run, one `step-...` folder, a Denoiser, or `denoiser(xt, t) -> x0_pred`
+    denoiser,    # a run, a `step-...` folder, a Denoiser, or `denoiser(xt, t) -> x0_pred`
     data=None,   # a name or folder, PictureData, or pictures as the network gets them
     scheduler: NoiseScheduler | None = None,   # a function's; the others know theirs
     samples: Tensor | None = None,             # `(m, c, h, w)` drawn, and they look wrong
@@ -445,8 +445,8 @@ def _run_of(
     "A checkpoint's run, or what is known of a Denoiser; a function is one that answers with x0."
     knows = isinstance(denoiser, str | Path | Denoiser)
     if knows != (scheduler is None):
-        raise ValueError(f"scheduler: expected {'none' if knows else 'one'}, since a checkpoint and "
-                         f"a Denoiser know theirs and a function does not; got {scheduler!r}")
+        raise ValueError(f"scheduler: expected {'none' if knows else 'one'}, since a checkpoint "
+                         f"and a Denoiser know theirs and a function does not; got {scheduler!r}")
     if isinstance(denoiser, str | Path): return _read_run(denoiser, device)
     if scheduler is not None: denoiser = Denoiser(denoiser, scheduler, "x0")
     return _Run(denoiser, dict(denoiser.named_parameters()))

@@ -343,7 +343,8 @@ def to_diffusers(
 ):                                   # -> diffusers' UNet2DModel and DDPMScheduler
     "The same network and the same walk in diffusers."
     denoiser = _network(denoiser, Denoiser, "denoiser")
-    theirs = scheduler_to_diffusers(denoiser.scheduler, variance, clip, denoiser.prediction)
+    s, prediction = denoiser.scheduler, denoiser.prediction
+    theirs = scheduler_to_diffusers(s, variance, clip, prediction)
     return unet_to_diffusers(denoiser.net), theirs
 
 # %% ../nbs/14_interop.ipynb #c684dcae
@@ -423,7 +424,8 @@ def import_pipeline(
     denoiser, how = from_diffusers(source)
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
-    config = dict(model=denoiser.net.config.to_dict(), scheduler=denoiser.scheduler.config,
+    config = dict(model=denoiser.net.config.to_dict(),
+                  scheduler=denoiser.scheduler.config,
                   prediction=denoiser.prediction, training=dict(data_dir=None),
                   data=dict(name=data or "pictures"))
     weights = {"model": denoiser.net.state_dict()}

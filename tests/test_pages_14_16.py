@@ -8,7 +8,7 @@ import torch
 
 from ddpm_nb import diagnose as dg
 from ddpm_nb import interop
-from ddpm_nb.runs import load_pretrained
+from ddpm_nb.runs import load_denoiser
 from ddpm_nb.sample import ddim_sample, timestep_walk
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, train_diffusion
@@ -67,7 +67,8 @@ def test_grader_of_offset(diffusers):
         "def offset",
         DDIMScheduler=diffusers.DDIMScheduler,
         DDPMScheduler=diffusers.DDPMScheduler,
-        timestep_walk=lambda T, steps: [T - T * i // steps for i in range(steps + 1)],
+        schedules=dict(linear=LinearNoiseScheduler()),
+        timestep_walk=timestep_walk,
     )
     grade = page["grade_offset"]
     assert grade(page["offset"]).startswith("Correct")
@@ -117,9 +118,12 @@ def test_networks_that_cannot_come_in(fields, said, diffusers):
 
 
 def test_what_the_bridge_refuses(tmp_path, diffusers):
-    model, scheduler = load_pretrained("digits")
+    denoiser = load_denoiser("digits")
+    scheduler = denoiser.scheduler
     with pytest.raises(ValueError, match="unet: expected a diffusers UNet2DModel; got UNet"):
-        interop.unet_from_diffusers(model)
+        interop.unet_from_diffusers(denoiser.net)
+    with pytest.raises(ValueError, match="denoiser: expected a ddpm_nb Denoiser; got UNet"):
+        interop.to_diffusers(denoiser.net)
     with pytest.raises(ValueError, match="variance: expected one of beta_tilde, beta, .*'?optimal"):
         interop.scheduler_to_diffusers(scheduler, "optimal")
     with pytest.raises(ValueError, match="variance: expected one of .*got Tensor"):
@@ -132,8 +136,10 @@ def test_what_the_bridge_refuses(tmp_path, diffusers):
 
 
 def test_a_compiled_network_goes_out(diffusers):
-    model, _ = load_pretrained("digits")
-    there = interop.unet_to_diffusers(torch.compile(model))
+    denoiser = load_denoiser("digits")
+    model = denoiser.net
+    denoiser.net = torch.compile(model)
+    there, _ = interop.to_diffusers(denoiser)
     assert there.config.sample_size == 8
     again = interop.unet_from_diffusers(torch.compile(there))
     assert torch.equal(again.stem.weight, model.stem.weight)
@@ -151,7 +157,6 @@ def test_grader_of_drawn_mean():
         "def drawn_mean",
         LinearNoiseScheduler=LinearNoiseScheduler,
         ddim_sample=ddim_sample,
-        timestep_walk=timestep_walk,
     )
     grade = page["grade_drawn_mean"]
     assert grade(page["drawn_mean"]).startswith("Correct")

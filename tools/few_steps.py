@@ -134,13 +134,12 @@ def fid(name, log, n, seeds):
             )
 
 
-def strip(name, counts=(5, 10, 20, 50, 1000), n=4):
+def strip(name, counts=(5, 10, 20, 50), n=4):
     "The same noise, drawn by each sampler (rows) in so many evaluations (columns)."
     denoiser, rows = load_denoiser(name), []
     for method in SAMPLERS:
         for e in counts:
-            spacing = "uniform" if e == 1000 else "karras"
-            how = dict(method=method, spacing=spacing, steps=steps_of(method, e))
+            how = dict(method=method, spacing="karras", steps=steps_of(method, e))
             rows.append(sample(denoiser, n, seed=3, **how))
     save_grid(torch.cat(rows), ROOT / "figures" / f"few_steps_{name}.png", ncols=n * len(counts))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddpm_nb.device import pick_device
 from ddpm_nb.images import save_grid
-from ddpm_nb.runs import checkpoints, load_checkpoint
+from ddpm_nb.runs import checkpoints, load_denoiser
 from ddpm_nb.sample import sample
 from ddpm_nb.train import DiffusionConfig, train_diffusion
 from ddpm_nb.unet import ModelConfig
@@ -31,8 +31,9 @@ def main(folder, out, size=32, width=64, steps=20_000, batch=64, sample_steps=25
         save_every=save_every,
     )
     train_diffusion(run, network, resume=bool(checkpoints(out)))
-    model, scheduler = load_checkpoint(out, pick_device())
-    save_grid(sample(model, scheduler, 16, steps=sample_steps), Path(out) / "samples.png")
+    denoiser = load_denoiser(out, pick_device())
+    walk = dict(steps=sample_steps, method="ancestral", spacing="uniform")
+    save_grid(sample(denoiser, 16, **walk), Path(out) / "samples.png")
 
 
 if __name__ == "__main__":
