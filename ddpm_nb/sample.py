@@ -155,7 +155,7 @@ def _check_sample(
     if scheduler is None or shape is None and config is None:
         name, what = ("scheduler", "one") if scheduler is None else ("shape", "(c, h, w)")
         raise ValueError(f"{name}: expected {what}, for a denoiser that does not say; got None")
-    return scheduler, shape or (config.channels, config.picture_size, config.picture_size)
+    return scheduler, shape or config.picture_shape
 
 
 _GIVEN = ("denoiser", "scheduler", "xt", "walk", "noise", "kwargs", "callback")
