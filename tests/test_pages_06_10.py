@@ -147,11 +147,17 @@ def test_folder_refuses(folder):
         "size: must be given, the pictures in mixed differ: 0.png is 64", PictureFolder, "mixed"
     )
     refused("size: expected a number of pixels", PictureFolder, "mixed", (32, 0))
+    refused("size: expected a number of pixels", PictureFolder, "mixed", "32")
+    refused("too small for 32 x 80", PictureFolder, "mixed", (32, 80))
     refused("bomb.png", PictureFolder, "bomb", 32)
     data = PictureFolder("mixed", 32)
     assert len(data) == 5 and list(data.skipped) == ["9.png"] and data.channels == 3
     assert data.inexact == "5 of 5 were resized to 32 x 32"
     assert PictureFolder("mixed", 64).inexact == "4 of 5 were resized to 64 x 64"
+    wide = PictureFolder("mixed", (32, 64))  # 64 x 64 is cut in height alone, the others shrink
+    assert wide.inexact == "4 of 5 were resized to 32 x 64" and wide[1].shape == (3, 32, 64)
+    first = torch.from_numpy(np.array(Image.open("mixed/0.png"))).permute(2, 0, 1)
+    assert torch.equal(wide[0], first[:, 16:48])
     assert torch.equal(data[-1], data[4])
     with pytest.raises(IndexError):
         data[5]
@@ -163,7 +169,12 @@ def test_load_data_refuses(folder):
     refused("FFHQ: expected a folder", load_data, "FFHQ", data_dir="elsewhere")
     refused("split: expected one of train, test, all", load_data, "digits", split="no-such-split")
     refused("split: expected a folder", load_data, "mixed", split="test")
-    refused("size: digits has pictures of 8 x 8", load_data, "digits", size=32)
+    refused("size: expected that of digits, 8 x 8; got 32 x 32", load_data, "digits", size=32)
+    bytes_ = torch.zeros(3, 1, 8, 12, dtype=torch.uint8)
+    refused("that of pictures, 8 x 12; got 12 x 8", load_data, bytes_, size=(12, 8))
+    assert load_data(bytes_, size=[8, 12]).size == (8, 12)  # a list, as JSON has it
+    for size in ("8", 8.5, True, (8, 8, 8), (8, 12.0)):
+        refused("size: expected a number of pixels, or (h, w); got", load_data, bytes_, size=size)
     refused("channels: digits has 1", load_data, "digits", channels=3)
     refused("channels: expected 1 or 3", load_data, "digits", channels=2)
     refused("looks like [0, 1]", load_data, torch.rand(3, 1, 8, 8))
