@@ -30,7 +30,7 @@ from .embedding import TimeEmbedding
 @dataclass
 class ModelConfig:
     "The shape of a UNet: level i, from 0, has pictures of `picture_size / 2**i`."
-    lowest_resolution_size: int | tuple[int, int]  # at the last level: a number, or (h, w)
+    lowest_resolution_size: int | tuple[int, int]  # of the last level; a pair is (h, w)
     dim_multiply: tuple[int, ...]          # width of each level, in units of base_dim
     transformer_layers: tuple[int, ...]    # levels with self-attention, as the middle has
     base_dim: int                          # width after the first convolution
@@ -51,8 +51,8 @@ class ModelConfig:
 
     @property
     def picture_size(self) -> int | tuple[int, int]:  # at full resolution, written alike
-        size, factor = self.lowest_resolution_size, 2 ** (len(self.dim_multiply) - 1)
-        return tuple(n * factor for n in size) if isinstance(size, tuple) else size * factor
+        size, k = self.lowest_resolution_size, 2 ** (len(self.dim_multiply) - 1)
+        return tuple(n * k for n in size) if isinstance(size, tuple) else size * k
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:  # (channels, h, w)
