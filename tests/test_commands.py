@@ -103,6 +103,8 @@ def test_sample(trained, run, tmp_path):
         5,
         "--steps",
         3,
+        "--method",
+        "ancestral",
         "--out",
         tmp_path / "x.png",
         "--gif",
