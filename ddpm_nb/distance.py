@@ -246,7 +246,7 @@ def evaluation_data(
     return data
 
 # %% ../nbs/13_distances.ipynb #13a0b02a
-def _what_precision(
+def _resolved(
     precision: str,   # one of PRECISIONS
     device,           # torch device
 ) -> str:             # "float32" or "bf16"
@@ -280,7 +280,7 @@ def likelihood_row(
 ) -> dict:                         # "settings", "bits" by split and variance, cost
     "Bits per dimension for three variances; measures the table if there is none."
     began, bits, evaluations = time.perf_counter(), {}, 0        # without the table's
-    precision = how["precision"] = _what_precision(precision, denoiser.device)
+    precision = how["precision"] = _resolved(precision, denoiser.device)
     _measure_x0_error(denoiser, Path(path), data["train"], n, strata, seed, **how)
     choices = dict(beta_tilde="beta_tilde", beta="beta", optimal=load_x0_error(path))
     for split, pictures in data.items():
@@ -363,9 +363,9 @@ def sampling_row(
 ) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
     began = time.perf_counter()
-    settings = dict(what="quality", n=n, method=method, steps=steps, spacing=spacing,
+    settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
                     variance=variance if method == "ancestral" else None, seed=seed,
-                    precision=_what_precision(precision, denoiser.device), features=features)
+                    spacing=spacing, precision=_resolved(precision, denoiser.device))
     x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)

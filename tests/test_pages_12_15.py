@@ -248,9 +248,9 @@ def test_rows_say_how_they_were_made(tmp_path, monkeypatch):
     assert row["evaluations"] == 4 * (2 * 3 - 1)
     assert "float32" in row_text(row).splitlines()[0]
     assert not denoiser._forward_hooks
-    assert distance._what_precision("bf16", "cpu") == "bf16"
+    assert distance._resolved("bf16", "cpu") == "bf16"
     monkeypatch.setattr(distance, "has_fast_bf16", lambda device: True)
-    assert distance._what_precision("auto", "cpu") == "bf16"
+    assert distance._resolved("auto", "cpu") == "bf16"
 
 
 @pytest.mark.parametrize("other", ["not rows", '{"a": 1}', "[1]"])
