@@ -157,6 +157,7 @@ def test_grader_of_drawn_mean():
         "def drawn_mean",
         LinearNoiseScheduler=LinearNoiseScheduler,
         ddim_sample=ddim_sample,
+        timestep_walk=timestep_walk,
     )
     grade = page["grade_drawn_mean"]
     assert grade(page["drawn_mean"]).startswith("Correct")
