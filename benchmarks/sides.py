@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ddpm_nb.data import PictureData
 from ddpm_nb.device import autocast
+from ddpm_nb.objective import Denoiser
 from ddpm_nb.sample import ancestral_step
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, Trainer, step_draws
@@ -63,7 +64,7 @@ class Diffusers:
         from ddpm_nb.interop import to_diffusers
 
         ours = randomise(UNet(model_config(args)))
-        self.model, self.scheduler = to_diffusers(ours, LinearNoiseScheduler(1000))
+        self.model, self.scheduler = to_diffusers(Denoiser(ours, LinearNoiseScheduler(1000)))
         self.model.to(args.device)
         self.network = torch.compile(self.model) if args.compile else self.model
         self.precision = precision
