@@ -10,6 +10,7 @@ __all__ = ['main_train', 'main_sample', 'main_evaluate', 'main_diagnose', 'main_
 # %% ../nbs/94_commands.ipynb #5665f57f
 import argparse
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -184,7 +185,8 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     _walk_flags(p, method="dpm++", steps=None, spacing="karras")
     p.add_argument("--eta", type=float, help="ddim's noise, 0 to 1 (0)")
     p.add_argument("--no-clip", dest="clip", action="store_false", help="leave x0 as guessed")
-    p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="which (ema)")
+    p.add_argument("--weights", choices=("ema", "raw"), default="ema",
+                   help="averaged, or as they were trained (ema)")
     p.add_argument("--seed", type=int, default=0, help="picture i depends on it and i alone (0)")
     p.add_argument("--out", default="samples.png",
                    help="a .png: one grid; any other name: a folder of PNGs (samples.png)")
@@ -195,6 +197,18 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     _device_flag(p)
     return p.parse_args()
 
+# %% ../nbs/94_commands.ipynb #94d1a001
+def _check_own(
+    method: str,   # one of SAMPLERS
+    **typed,       # the flags that only some samplers take; None: not typed
+) -> None:         # or ValueError
+    "Refuses a flag that the sampler does not take."
+    for name, value in typed.items():
+        owners = [k for k, f in SAMPLERS.items() if name in inspect.signature(f).parameters]
+        if value is not None and method not in owners:
+            raise ValueError(f"{name}: expected none with method {method}, "
+                             f"it is {' and '.join(owners)}'s; got {value}")
+
 # %% ../nbs/94_commands.ipynb #d740fefe
 def _own_flags(
     method: str,           # one of SAMPLERS
@@ -203,11 +217,8 @@ def _own_flags(
     checkpoint: str,       # whose measured table "optimal" is
     clip: bool = True,     # as typed
 ) -> dict:                 # keyword arguments of that sampler
-    "The flags that belong to one sampler; those of another are refused."
-    for name, value, owner in (("eta", eta, "ddim"), ("variance", variance, "ancestral")):
-        if value is not None and method != owner:
-            raise ValueError(f"{name}: expected none with method {method}, "
-                             f"it is {owner}'s; got {value}")
+    "What was typed for this sampler; a flag of another is refused."
+    _check_own(method, eta=eta, variance=variance)
     own = {} if clip else dict(clip=False)
     if eta is not None: own["eta"] = eta
     if variance: own["variance"] = load_x0_error(checkpoint) if variance == "optimal" else variance
@@ -340,7 +351,7 @@ def main_evaluate() -> None:
     "ddpm-evaluate: measures a network."
     a = _evaluate_flags()
     path, device = find_checkpoint(a.checkpoint), pick_device(a.device)
-    _own_flags(a.method, None, a.variance if a.method != "ancestral" else None, path)
+    _check_own(a.method, variance=a.variance)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     denoiser = load_denoiser(path, device)
     name, out = config["data"]["name"], _rows_file(a.out, path)

@@ -42,6 +42,8 @@ def trained(tmp_path_factory):
         (["digits", "--out-dir", "/dev/null/x"], "out_dir: cannot write to"),
         (["digits", "--config", "missing.json"], "config: cannot read missing.json"),
         (["digits", "--precision", "fp8"], "precision: expected one of"),
+        (["digits", "--zero-terminal-snr"], "prediction: expected x0 or v with zero_terminal_snr"),
+        (["digits", "--adam-betas", "0.9,0.999,0.9999"], "adam_betas: expected two numbers"),
         (["digits", "--no-such-flag", "1"], "unrecognized arguments"),
         (["digits", "--dim-multiply", "1,two"], "dim-multiply"),
     ],
@@ -105,6 +107,8 @@ def test_sample(trained, run, tmp_path):
         3,
         "--method",
         "ancestral",
+        "--spacing",
+        "uniform",
         "--out",
         tmp_path / "x.png",
         "--gif",
@@ -150,6 +154,8 @@ def test_sample(trained, run, tmp_path):
         (["--method", "ddim", "--variance", "beta"], "variance: expected none with method ddim"),
         (["--out", "/dev/null/x/y.png"], "out: cannot write to"),
         (["--method", "no-such-sampler"], "invalid choice"),
+        (["--method", "heun", "--eta", "0.5"], "eta: expected none with method heun"),
+        (["--spacing", "no-such-spacing"], "invalid choice"),
     ],
 )
 def test_sample_refuses(trained, args, message, run, tmp_path):
