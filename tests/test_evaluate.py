@@ -37,6 +37,10 @@ def test_evaluate_gives_the_same_numbers_for_the_same_seed(run, tmp_path):
     assert bits["settings"]["what"] == "bits" and bits["evaluations"] == 2 * 8 * 11
     assert set(bits["bits"]["test"]) == {"beta_tilde", "beta", "optimal"}
     assert quality["settings"]["features"] == "digits" and quality["evaluations"] == 36
+    assert (precision := quality["settings"]["precision"]) in ("float32", "bf16")
+    assert (
+        f"n = 12, {precision}, 1500" in done.stdout and quality["settings"]["spacing"] == "uniform"
+    )
     assert quality["ladder_n"] == 12 and quality["reference"] == "1500 training pictures"
     assert load_file(tmp_path / "x.st")["pictures"].shape == (12, 1, 8, 8)
     run("ddpm-evaluate", "digits", *QUICK, "--seed", 1, "--out", "a.json", cwd=tmp_path)

@@ -93,7 +93,8 @@ def collect(run, name, commit, device):
         wall_seconds=wall_time(lines, batch),
         last_loss=lines[-1]["loss"],
         half_precision=half,
-        **{k: config[k] for k in ("model", "scheduler", "prediction", "training", "data")},
+        prediction=config.get("prediction", "noise"),
+        **{k: config[k] for k in ("model", "scheduler", "training", "data")},
         evaluation=rows,
     )
     target, logs = WEIGHTS / name, ROOT / "nbs" / "logs" / name
