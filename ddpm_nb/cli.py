@@ -203,8 +203,9 @@ def _check_own(
     **typed,       # the flags that only some samplers take; None: not typed
 ) -> None:         # or ValueError
     "Refuses a flag that the sampler does not take."
+    takes = {k: inspect.signature(f).parameters for k, f in SAMPLERS.items()}
     for name, value in typed.items():
-        owners = [k for k, f in SAMPLERS.items() if name in inspect.signature(f).parameters]
+        owners = [k for k, parameters in takes.items() if name in parameters]
         if value is not None and method not in owners:
             raise ValueError(f"{name}: expected none with method {method}, "
                              f"it is {' and '.join(owners)}'s; got {value}")
@@ -420,5 +421,6 @@ def main_import() -> None:
     path, how = import_pipeline(a.source, a.folder, a.data, device)
     flags = [f"--{k} {how[k]}" for k in ("method", "spacing", "variance") if k in how]
     if not how["clip"]: flags.append("--no-clip")
+    steps = min(50, load_denoiser(path).scheduler.num_timesteps)
     print(f"{path}\nnext: ddpm-sample {path.parent}\n"
-          f"or, as it was: ddpm-sample {path.parent} --steps 50 {' '.join(flags)}")
+          f"or, as it was: ddpm-sample {path.parent} --steps {steps} {' '.join(flags)}")

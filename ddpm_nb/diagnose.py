@@ -244,8 +244,9 @@ def _check_loss(
         "loss",
         f"by t {by_t}, mean {loss.mean():.3f}; {zero.mean():.3f} for the answer 0, "
         f"{simple.mean():.3f} for the best guess that takes each pixel by itself",
-        (fits, f"The network answers with {fits}, which is not what it is asked for: say "
-               f"so in Denoiser(net, scheduler, {fits!r}) or as config.json's prediction."),
+        (fits,
+         f"The network answers with {fits}, which is not what it is asked for: say so in "
+         f"Denoiser(net, scheduler, {fits!r}) or as config.json's prediction."),
         (louder.any(),
          f"Worse than the answer 0 in part {parts(louder)}: the network was trained for "
          "another schedule or other pictures, or answers another question."),

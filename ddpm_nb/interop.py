@@ -40,12 +40,19 @@ def _unet_fields(
     levels = range(len(config.dim_multiply))
     attention = ["Attn" * (i in config.transformer_layers) for i in levels]
     return dict(
-        sample_size=config.picture_size, layers_per_block=2,
+        sample_size=_plain(config.picture_size), layers_per_block=config.num_res_blocks,
         in_channels=config.channels, out_channels=config.channels,
         block_out_channels=[config.base_dim * m for m in config.dim_multiply],
         down_block_types=[f"{a}DownBlock2D" for a in attention],
         up_block_types=[f"{a}UpBlock2D" for a in reversed(attention)],
         norm_num_groups=config.groups, **{k: getattr(config, k) for k in _SHARED})
+
+# %% ../nbs/14_interop.ipynb #5f12c637
+def _plain(
+    value,      # of a field
+):              # a list for a tuple
+    "The value as JSON would hold it."
+    return list(value) if isinstance(value, tuple) else value
 
 # %% ../nbs/14_interop.ipynb #a4923d93
 _RENAMES = (                                    # applied in this order
@@ -140,24 +147,19 @@ def _their_fields(
     del defaults["self"]
     return defaults, defaults | {k: _plain(v) for k, v in given.items() if k[0] != "_"}
 
-# %% ../nbs/14_interop.ipynb #5f12c637
-def _plain(
-    value,      # of a field
-):              # a list for a tuple
-    "The value as JSON would hold it."
-    return list(value) if isinstance(value, tuple) else value
-
 # %% ../nbs/14_interop.ipynb #ff0763f6
 def _config_from(
     theirs: dict,        # all fields of a `UNet2DModel`
 ) -> ModelConfig:        # or ValueError, of the config itself
     "The config that says what these fields say, as far as one can."
     widths, groups = theirs["block_out_channels"], theirs["norm_num_groups"]
+    size, factor = theirs["sample_size"], 2 ** (len(widths) - 1)
     config = ModelConfig(
-        theirs["sample_size"] // 2 ** (len(widths) - 1),
+        [n // factor for n in size] if isinstance(size, list) else size // factor,
         [w // widths[0] for w in widths],
         [i for i, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind],
         widths[0], theirs["in_channels"], norm_num_groups=groups,
+        num_res_blocks=theirs["layers_per_block"],
         **{k: theirs[k] for k in _SHARED})
     if groups == group_count(widths[0]): config.norm_num_groups = None
     return config
@@ -188,10 +190,11 @@ def _check_levels(
         raise ValueError(f"unet: fields that do not fit: block_out_channels: expected one a level, "
                          f"{len(levels)}; got {widths!r}")
     size, factor = theirs["sample_size"], 2 ** (len(levels) - 1)
-    if isinstance(size, int) and size > 0 and size % factor == 0: return []
+    pair = size if isinstance(size, list) else [size, size]
+    if len(pair) == 2 and all(isinstance(n, int) and n > 0 and n % factor == 0 for n in pair):
+        return []
     theirs["sample_size"] = factor
-    return [f"sample_size: expected one number for height and width, a multiple of {factor}; "
-            f"got {size!r}"]
+    return [f"sample_size: expected height and width, multiples of {factor}; got {size!r}"]
 
 # %% ../nbs/14_interop.ipynb #8746f0c4
 def _model_config(

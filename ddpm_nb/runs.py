@@ -167,7 +167,8 @@ def load_denoiser(
         raise ValueError(f"weights: expected ema or raw; got {weights!r}")
     config, tensors = read_checkpoint(found := find_checkpoint(path), "model")
     if weights == "raw": tensors = _raw_weights(found)
-    net = UNet(ModelConfig.from_dict(config["model"]))
+    with torch.random.fork_rng(devices=[]):      # its first weights are not kept
+        net = UNet(ModelConfig.from_dict(config["model"]))
     try: net.load_state_dict(tensors)
     except RuntimeError as e:
         raise ValueError(f"checkpoint: the weights in {found} are not those of its "

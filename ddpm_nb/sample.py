@@ -199,11 +199,13 @@ class _NoiseAhead:
         return noise.pin_memory() if self.device.type == "cuda" else noise
 
     def _ahead(self):
-        self.next, self.left = self.left and self.pool.submit(self._draw), self.left - 1
+        self.next = self.pool.submit(self._draw) if self.left > 0 else None
+        self.left -= 1
 
     def __call__(self, xt: Tensor = None) -> Tensor:   # `(b, c, h, w)` float32
+        if self.next is None: raise RuntimeError("no noise is left for this walk")
         noise = self.next.result()
-        if self.left > 0: self._ahead()
+        self._ahead()
         return noise.to(self.device, non_blocking=self.device.type == "cuda")
 
     def __enter__(self): return self

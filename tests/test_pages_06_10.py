@@ -327,6 +327,8 @@ def test_noise_drawn_ahead_is_the_streams_own(n, draws):
             if k == 1:
                 time.sleep(0.05)
             drawn.append(noise(torch.empty(n, *shape)))
+        with pytest.raises(RuntimeError, match="no noise is left"):
+            noise()
     for i in range(n):
         g = stream(7, i)
         for k in range(draws):

@@ -26,7 +26,7 @@ from ddpm_nb.sample import SAMPLERS, SPACINGS, sample
 
 ROOT = Path(__file__).parent.parent
 QUIET = ("ddim", "heun", "dpm++")  # no noise on the way
-FEW_BEST = ("ancestral", "ddim", "dpm++")  # on Fashion-MNIST at 50 evaluations
+AT_50 = (("ancestral", "uniform"), ("ddim", "uniform"))  # on Fashion-MNIST, beside dpm++
 
 
 def steps_of(method, evaluations):
@@ -101,7 +101,7 @@ def fid_plan(name, log):
     if name == "digits":
         return [(m, s, e) for e in (10, 20, 5, 50) for m in SAMPLERS for s in SPACINGS]
     few = [(m, best_spacing(log, m), e) for e in (10, 20, 5) for m in SAMPLERS]
-    return few + [(m, s, 50) for m in FEW_BEST for s in ("uniform", best_spacing(log, m))]
+    return few + [(m, s, 50) for m, s in (*AT_50, ("dpm++", best_spacing(log, "dpm++")))]
 
 
 def fid(name, log, n, seeds):
