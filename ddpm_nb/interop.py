@@ -173,7 +173,7 @@ def _one_word(
     same = dict(act_fn=("swish", "silu"), attn_norm_num_groups=(groups, None))
     if theirs["block_out_channels"]:
         same["time_embedding_dim"] = (4 * theirs["block_out_channels"][0], None)
-    if isinstance(size, list) and len(set(size)) == 1: same["sample_size"] = (size, size[0])
+    if isinstance(size, list) and size[1:] == size[:1]: same["sample_size"] = (size, size[0])
     if theirs["time_embedding_type"] == "positional":
         theirs["num_train_timesteps"] = None             # not used then
     for name, (word, other) in same.items():

@@ -48,10 +48,10 @@ def trained(tmp_path_factory):
         (["digits", "--dim-multiply", "1,two"], "dim-multiply"),
     ],
 )
-def test_train_refuses(args, message, run, tmp_path):
+def test_train_refuses(args, message, refused, tmp_path):
     out = [] if "--out-dir" in args else ["--out-dir", tmp_path / "run"]
-    done = run("ddpm-train", *args, *out, code=2, cwd=tmp_path)
-    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    said = refused("ddpm-train", *args, *out, cwd=tmp_path)
+    assert message in said.splitlines()[-1]
     assert not list((tmp_path / "run").glob("step*")) if (tmp_path / "run").exists() else True
 
 
@@ -158,13 +158,16 @@ def test_sample(trained, run, tmp_path):
         (["--spacing", "no-such-spacing"], "invalid choice"),
     ],
 )
-def test_sample_refuses(trained, args, message, run, tmp_path):
-    done = run("ddpm-sample", trained, *args, code=2, cwd=tmp_path)
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert (
-        "there is no folder"
-        in run("ddpm-sample", tmp_path / "none", code=2).stderr.splitlines()[-1]
-    )
+def test_sample_refuses(trained, args, message, refused, tmp_path):
+    assert message in refused("ddpm-sample", trained, *args, cwd=tmp_path)
+
+
+def test_a_refusal_is_one_line(run, tmp_path):
+    """As a shell sees it."""
+    done = run("ddpm-sample", tmp_path / "none", code=2)
+    assert "there is no folder" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    done = run("ddpm-train", "digits", "--max-steps", "0", code=2, cwd=tmp_path)
+    assert "max_steps" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_sample_refuses_a_checkpoint_of_another_network(trained, run, tmp_path):

@@ -595,7 +595,7 @@ def test_what_may_go_wrong(tmp_path, run):
     with pytest.raises(ValueError, match="scheduler: expected .* got NoneType .* got NoneType"):
         from_diffusers(42)
     for fields, message in [
-        (dict(sample_size=1), "sample_size: expected .* a multiple of 2; got 1"),
+        (dict(sample_size=1), "sample_size: expected .*, multiples of 2; got 1"),
         (dict(block_out_channels=(32, 64, 64)), "block_out_channels: expected one a level, 2"),
         (dict(swiglu=True), "swiglu: expected 'no such field'; got True"),
     ]:

@@ -12,7 +12,7 @@ from ddpm_nb.runs import load_denoiser
 from ddpm_nb.sample import ddim_sample, timestep_walk
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, train_diffusion
-from ddpm_nb.unet import ModelConfig
+from ddpm_nb.unet import ModelConfig, UNet
 
 
 def run_cells(page, *starts, **names):
@@ -101,13 +101,15 @@ SIX = dict(
 @pytest.mark.parametrize(
     "fields, said",
     [
-        (dict(sample_size=100), "sample_size: expected one number .* a multiple of 32; got 100"),
+        (dict(sample_size=100), "sample_size: expected height and width, multiples of 32; got 100"),
+        (dict(sample_size=(64, 100)), r"sample_size: .* multiples of 32; got \[64, 100\]"),
+        (dict(sample_size=(64, 64, 64)), r"sample_size: .*; got \[64, 64, 64\]"),
         (dict(out_channels=6, gate="swiglu"), "out_channels: .* gate: expected 'no such field'"),
         (
             dict(block_out_channels=(48, 96, 96, 96, 96, 96)),
             "norm_num_groups: expected None, or a divisor of base_dim; got 32",
         ),
-        (dict(layers_per_block=1), "layers_per_block: expected 2; got 1"),
+        (dict(layers_per_block=0), "num_res_blocks: expected a whole number of at least 1; got 0"),
         (dict(block_out_channels=()), "block_out_channels: expected one a level, 6; got"),
         (dict(down_block_types=()), "block_out_channels: expected one a level, 0; got"),
     ],
@@ -115,6 +117,21 @@ SIX = dict(
 def test_networks_that_cannot_come_in(fields, said, diffusers):
     with pytest.raises(ValueError, match=said):
         interop._model_config(SIX | fields)
+
+
+@pytest.mark.parametrize("size, blocks", [((2, 4), 1), (3, 3)])
+def test_depth_and_sizes_cross_the_bridge(size, blocks, diffusers):
+    torch.manual_seed(0)
+    net = UNet(ModelConfig(size, [1, 2], [1], 16, channels=1, num_res_blocks=blocks)).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    theirs = interop.unet_to_diffusers(net)
+    x, t = torch.randn(2, *net.config.picture_shape), torch.tensor([1, 700])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t - 1).sample, net(x, t), rtol=1e-4, atol=1e-5)
+    back = interop.unet_from_diffusers(theirs)
+    assert back.config == net.config
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in net.state_dict().items())
 
 
 def test_what_the_bridge_refuses(tmp_path, diffusers):

@@ -8,8 +8,9 @@
 rms: the distance, in grey levels, of 64 pictures to those of a walk of 500 steps from the same noise
 (for the samplers that add none). fid: the FID to all training pictures on the data set's own
 features, in seeds that all samplers share, of the pictures as they are and with all that is nearly
-black set to black, and the share of black pixels. strip: a figure of four pictures. Rows are written
-to nbs/logs/NAME/few_steps.jsonl as they are made; those that are there are not made again.
+black set to black, and the share of black pixels. strip: a figure of three pictures, in up to 1,000
+evaluations. Rows are written to nbs/logs/NAME/few_steps.jsonl as they are made; those that are there
+are not made again.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 
 from ddpm_nb.data import PictureData, load_data, to_pixels
 from ddpm_nb.distance import features_of, frechet_distance, load_features
-from ddpm_nb.images import save_grid
+from ddpm_nb.plot import as_png, book_style, picture_strip
 from ddpm_nb.runs import WEIGHTS, load_denoiser, shipped
 from ddpm_nb.sample import SAMPLERS, SPACINGS, sample
 
@@ -134,14 +135,17 @@ def fid(name, log, n, seeds):
             )
 
 
-def strip(name, counts=(5, 10, 20, 50), n=4):
+def strip(name, counts=(5, 10, 20, 50, 1000), n=3):
     "The same noise, drawn by each sampler (rows) in so many evaluations (columns)."
     denoiser, rows = load_denoiser(name), []
     for method in SAMPLERS:
-        for e in counts:
-            how = dict(method=method, spacing="karras", steps=steps_of(method, e))
-            rows.append(sample(denoiser, n, seed=3, **how))
-    save_grid(torch.cat(rows), ROOT / "figures" / f"few_steps_{name}.png", ncols=n * len(counts))
+        how = [dict(method=method, steps=steps_of(method, e)) for e in counts]
+        rows.append(torch.cat([sample(denoiser, n, seed=3, **h) for h in how]))
+        print(method, flush=True)
+    titles = [f"{e:,}" if k == 0 else "" for e in counts for k in range(n)]
+    book_style()
+    fig = picture_strip(torch.stack(rows), titles, list(SAMPLERS))
+    (ROOT / "figures" / f"few_steps_{name}.png").write_bytes(as_png(fig, dpi=180).data)
 
 
 def main():
