@@ -142,9 +142,11 @@ def strip(name, counts=(5, 10, 20, 50, 1000), n=3):
         how = [dict(method=method, steps=steps_of(method, e)) for e in counts]
         rows.append(torch.cat([sample(denoiser, n, seed=3, **h) for h in how]))
         print(method, flush=True)
-    titles = [f"{e:,}" if k == 0 else "" for e in counts for k in range(n)]
+    titles = [f"{e:,}" if k == n // 2 else "" for e in counts for k in range(n)]
     book_style()
     fig = picture_strip(torch.stack(rows), titles, list(SAMPLERS))
+    for ax in fig.axes[:: n * len(counts)]:
+        ax.yaxis.label.set(rotation=0, ha="right", va="center")
     (ROOT / "figures" / f"few_steps_{name}.png").write_bytes(as_png(fig, dpi=180).data)
 
 
