@@ -182,7 +182,7 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     p = argparse.ArgumentParser("ddpm-sample", description="Draw pictures with a trained network.")
     _checkpoint_flag(p)
     p.add_argument("--n", type=int, default=64, help="how many pictures (64)")
-    _walk_flags(p, method="dpm++", steps=None, spacing="karras")
+    _walk_flags(p, method="sde-dpm++", steps=None, spacing="karras")
     p.add_argument("--eta", type=float, help="ddim's noise, 0 to 1 (0)")
     p.add_argument("--no-clip", dest="clip", action="store_false", help="leave x0 as guessed")
     p.add_argument("--weights", choices=("ema", "raw"), default="ema",

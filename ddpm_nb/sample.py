@@ -234,7 +234,7 @@ def sample(
     scheduler: NoiseScheduler | None = None,   # left out: the Denoiser's
     shape: tuple | None = None,  # `(c, h, w)`; left out: what the UNet's config says
     steps: int | None = None,    # how many steps; left out: 20 (or T, if that is less)
-    method: str = "dpm++",       # one of SAMPLERS
+    method: str = "sde-dpm++",   # one of SAMPLERS
     spacing: str = "karras",     # one of SPACINGS
     seed: int = 0,               # picture i is a function of (seed, i)
     batch_size: int = 64,        # pictures at a time: memory, not result

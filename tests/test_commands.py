@@ -150,7 +150,7 @@ def test_sample(trained, run, tmp_path):
         (["--steps", "1001"], "steps: expected 1..1000"),
         (["--n", "0"], "expected at least 1; got 0"),
         (["--method", "ddim", "--eta", "2"], "eta: expected a number in 0..1"),
-        (["--eta", "0.5"], "eta: expected none with method dpm++, it is ddim's; got 0.5"),
+        (["--eta", "0.5"], "eta: expected none with method sde-dpm++, it is ddim's; got 0.5"),
         (["--method", "ddim", "--variance", "beta"], "variance: expected none with method ddim"),
         (["--out", "/dev/null/x/y.png"], "out: cannot write to"),
         (["--method", "no-such-sampler"], "invalid choice"),
