@@ -10,7 +10,7 @@ help:           ## this list
 demo: $(VENV)/.run   ## install, train on digits, sample, show where the pictures are
 	rm -rf demo
 	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-train digits --out-dir demo/run
-	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample demo/run --n 64 --steps 250 --out demo/samples.png --gif demo/reverse.gif
+	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample demo/run --n 64 --steps 60 --out demo/samples.png --gif demo/reverse.gif
 	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample fashion_mnist --n 64 --out demo/clothes.png
 	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
 	@echo "64 pieces of clothing, drawn with weights that come with the package: demo/clothes.png"

@@ -9,8 +9,12 @@ clipping, Adam, EMA, log). *diffusers* is its `UNet2DModel` with the same archit
 weights, which is checked first, in its tutorial's loop: noise, forward, backward, clipping, AdamW,
 and no EMA. *lucidrains* is its `Unet` and `GaussianDiffusion`, with Adam, clipping and EMA as in its
 `Trainer`; left out where it is not installed. Neither of the two reads the loss back at each step
-here, though their guides do. All run in float32 and in bf16 autocast. A sampling step is one call of
-the network and one ancestral step.
+here, though their guides do. All run in float32 and in bf16 autocast.
+
+Sampling is timed in walks of a few ancestral steps, from noise to pictures on the CPU, divided by
+their number. *ours* is `sample`: each picture has a stream of random numbers of its own, drawn a
+step ahead in a thread. *diffusers* is the loop of its pipeline, *lucidrains* its `p_sample`; both
+draw from one generator.
 
 What cannot be made the same with lucidrains: it takes our widths (`dim`, `dim_mults`) and has full
 attention where we have it, but the other levels have linear attention, not none. Attention comes
@@ -46,7 +50,7 @@ from pathlib import Path
 
 import torch
 
-from .sides import SIDES, check_same, installed, picture_shape
+from .sides import SIDES, check_same, installed, picture_shape, walk_length
 from .users import lines
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +58,7 @@ LOG = ROOT / "nbs" / "logs" / "side_by_side.jsonl"
 KINDS = ("train", "sample")
 TARGETS = dict(float32=1.0, bf16=1.3)  # ours in that precision, against diffusers in float32
 SHARE = 0.03  # most of a step that the random numbers, or the EMA, may take
-REPEATS = dict(train=1, sample=3, randomness=3, ema=3)  # calls a round, times --steps
+REPEATS = dict(train=1, randomness=3, ema=3)  # calls a round, times --steps; of sampling one walk
 
 
 def seconds(step, device, repeats):
@@ -165,12 +169,13 @@ def measure(args, argv):
 
 
 def clock(args, runs):
-    "Seconds of the first call of each part of a step, and of those in the rounds; by turns."
+    "Seconds of the first call of each part, and of those in the rounds; by turns."
     first, times = {}, {(name, part): [] for name, run in runs.items() for part in run.parts}
     for round_ in range(-1, args.rounds):  # the first one compiles and warms up
         for name, run in runs.items():
             for part in run.parts:
-                step, repeats = getattr(run, part), args.steps * REPEATS[part]
+                step = getattr(run, part)
+                repeats = 1 if part == "sample" else args.steps * REPEATS[part]
                 run.model.train(part == "train")
                 if round_ < 0:
                     first[name, part] = seconds(step, args.device, 1)
@@ -185,7 +190,8 @@ def row(args, argv, name, first, times):
     median = {key: statistics.median(values) for key, values in times.items()}
     out = dict(network=name[0], precision=name[1], compile_seconds=None)
     for kind in KINDS:
-        out[f"{kind}_per_s"] = args.batch / median[name, kind]
+        steps = walk_length(args) if kind == "sample" else 1
+        out[f"{kind}_per_s"] = args.batch * steps / median[name, kind]
         out[f"{kind}_spread"] = spread(times[name, kind])
         reference = median.get((("diffusers", "float32"), kind))
         out[f"{kind}_ratio"] = reference and reference / median[name, kind]

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from ddpm_nb.data import PictureData
 from ddpm_nb.device import autocast
+from ddpm_nb.objective import Denoiser
+from ddpm_nb.sample import sample
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, Trainer, step_draws
 from ddpm_nb.unet import ModelConfig, UNet
@@ -22,25 +24,30 @@ class Ours:
     def __init__(self, args, precision):
         config = DiffusionConfig(batch_size=args.batch, precision=precision, compile=args.compile)
         data = PictureData(torch.randint(0, 256, picture_shape(args), dtype=torch.uint8))
-        self.trainer = Trainer(config, model_config(args), data)
-        self.precision, self.steps = precision, 0
+        self.trainer = Trainer(config.new_denoiser(model_config(args)), data, config)
+        self.precision, self.steps, self.walk = precision, 0, walk_length(args)
         self.model = randomise(self.trainer.model)
         self.pictures = data.pictures.to(self.trainer.device)
         self.xt = torch.randn(self.pictures.shape, device=self.trainer.device)
 
     def forget_average(self):
-        self.trainer.ema = None
+        self.trainer.ema = self.trainer.averaged = None
 
     def train(self):
         self.steps += 1
         self.trainer.step(self.steps, self.pictures)
 
-    @torch.no_grad()
     def sample(self):
-        t = torch.full((len(self.xt),), 500, device=self.xt.device)
-        with autocast(self.xt.device, self.precision):
-            noise_pred = self.trainer.network(self.xt, t)
-        self.trainer.scheduler.sample_prev_timestep(self.xt, noise_pred, 500)
+        sample(
+            self.trainer.denoiser,
+            len(self.xt),
+            shape=self.xt.shape[1:],
+            steps=self.walk,
+            method="ancestral",
+            spacing="uniform",
+            batch_size=len(self.xt),
+            precision=self.precision,
+        )
 
     def randomness(self):
         "What a step draws, and the noise it adds."
@@ -61,11 +68,11 @@ class Diffusers:
     def __init__(self, args, precision):
         from ddpm_nb.interop import to_diffusers
 
-        ours = randomise(UNet(model_config(args)))
-        self.model, self.scheduler = to_diffusers(ours, LinearNoiseScheduler(1000))
+        ours = Denoiser(randomise(UNet(model_config(args))), LinearNoiseScheduler(1000))
+        self.model, self.scheduler = to_diffusers(ours)
         self.model.to(args.device)
         self.network = torch.compile(self.model) if args.compile else self.model
-        self.precision = precision
+        self.precision, self.walk = precision, walk_length(args)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.x0 = torch.randn(picture_shape(args), device=args.device)
 
@@ -85,9 +92,12 @@ class Diffusers:
 
     @torch.no_grad()
     def sample(self):
-        with autocast(self.x0.device, self.precision):
-            noise_pred = self.network(self.x0, 500).sample
-        self.scheduler.step(noise_pred.float(), 500, self.x0)
+        x = torch.randn_like(self.x0)
+        for t in self.scheduler.timesteps[: self.walk]:
+            with autocast(x.device, self.precision):
+                noise_pred = self.network(x, t).sample
+            x = self.scheduler.step(noise_pred.float(), t, x).prev_sample
+        x.clamp(-1, 1).cpu()
 
 
 class Lucidrains:
@@ -109,7 +119,7 @@ class Lucidrains:
         )
         kind = dict(objective="pred_noise", beta_schedule="linear")
         self.model = GaussianDiffusion(unet, image_size=args.size, **kind).to(args.device)
-        self.precision = precision
+        self.precision, self.walk = precision, walk_length(args)
         self.average = EMA(self.model, beta=0.995, update_every=10)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, betas=(0.9, 0.99))
         self.x0 = torch.rand(picture_shape(args), device=args.device)
@@ -129,8 +139,11 @@ class Lucidrains:
         self.average.update()
 
     def sample(self):
-        with autocast(self.x0.device, self.precision):
-            self.model.p_sample(self.x0, 500)
+        x = torch.randn_like(self.x0)
+        with autocast(x.device, self.precision):
+            for t in reversed(range(1000 - self.walk, 1000)):
+                x, _ = self.model.p_sample(x, t)
+        x.clamp(-1, 1).cpu()
 
 
 SIDES = dict(ours=Ours, diffusers=Diffusers, lucidrains=Lucidrains)
@@ -138,6 +151,11 @@ SIDES = dict(ours=Ours, diffusers=Diffusers, lucidrains=Lucidrains)
 
 def installed(side):
     return importlib.util.find_spec(SIDES[side].package.split(".")[0]) is not None
+
+
+def walk_length(args):
+    "How many steps of sampling are timed in one piece."
+    return 3 * args.steps
 
 
 def picture_shape(args):

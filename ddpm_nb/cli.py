@@ -10,6 +10,7 @@ __all__ = ['main_train', 'main_sample', 'main_evaluate', 'main_diagnose', 'main_
 # %% ../nbs/94_commands.ipynb #5665f57f
 import argparse
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -36,8 +37,9 @@ from ddpm_nb.distance import (
 )
 from .images import save_gif, save_grid, save_pictures
 from .interop import export_checkpoint, import_pipeline, need_diffusers
-from .runs import WEIGHTS, find_checkpoint, load_checkpoint, load_x0_error, shipped
-from .sample import SAMPLERS, sample, timestep_walk
+from .objective import PREDICTIONS
+from .runs import WEIGHTS, find_checkpoint, load_denoiser, load_x0_error, shipped
+from .sample import SAMPLERS, SPACINGS, sample, timestep_walk
 from .scheduler import SCHEDULES, VARIANCES
 from .train import DIFFUSION_PRESETS, DiffusionConfig, train_diffusion
 from .unet import PRESETS, ModelConfig
@@ -72,11 +74,30 @@ def _checkpoint_flag(parser) -> None:
                                            f"step-... folder, or shipped: {names}")
 
 # %% ../nbs/94_commands.ipynb #64409fc3
-def _int_tuple(
-    text: str,               # "1,2,4"
-) -> tuple[int, ...]:        # (1, 2, 4)
-    "Numbers with commas between them."
-    return tuple(int(part) for part in text.replace(" ", ",").split(",") if part)
+def _numbers(
+    kind,                # int or float
+    one: bool = False,   # whether one number may stand for itself
+):                       # "1,2,4" -> (1, 2, 4)
+    "Reads numbers with commas between them."
+    def read(text):
+        values = tuple(kind(part) for part in text.replace(" ", ",").split(",") if part)
+        return values[0] if one and len(values) == 1 else values
+    read.__name__ = "numbers with commas between them"        # for argparse's error
+    return read
+
+# %% ../nbs/94_commands.ipynb #94a6e001
+def _reader(
+    hint,       # a field's type
+) -> dict:      # for argparse: how it is read, what stands for it in the help
+    "A bool is a bare flag, a tuple numbers with commas, anything else one word."
+    parts = (hint, *typing.get_args(hint))
+    several = next((a for a in parts if typing.get_origin(a) is tuple), None)
+    if several:
+        kind = float if float in typing.get_args(several) else int
+        return dict(type=_numbers(kind, one=several is not hint), metavar="N,N")
+    if hint is bool: return dict(action=argparse.BooleanOptionalAction)
+    kind = next(a for a in parts if a in (int, float, str))
+    return dict(type=kind, metavar=kind.__name__.upper())
 
 # %% ../nbs/94_commands.ipynb #8d1d5a59
 def _field_flags(
@@ -84,14 +105,10 @@ def _field_flags(
     config,             # a dataclass
 ) -> None:
     "A flag for each field of a dataclass; one that was not typed leaves no trace."
-    hints = typing.get_type_hints(config)
-    known = dict(schedule=SCHEDULES, precision=PRECISIONS, dataset_name=DATASETS)
+    known = dict(schedule=SCHEDULES, precision=PRECISIONS, dataset_name=DATASETS,
+                 prediction=PREDICTIONS)
     for f in fields(config):
-        hint = hints[f.name]
-        kind = next((a for a in typing.get_args(hint) if a in (int, float, str)), hint)
-        if typing.get_origin(hint) is tuple: how = dict(type=_int_tuple, metavar="N,N,...")
-        elif kind is bool: how = dict(action=argparse.BooleanOptionalAction)
-        else: how = dict(type=kind, metavar=kind.__name__.upper())
+        how = _reader(typing.get_type_hints(config)[f.name])
         flag = f"--{f.name.replace('_', '-')}"
         help = ", ".join(known.get(f.name, ())) + ", a folder" * (f.name == "dataset_name")
         parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, help=help or None, **how)
@@ -147,17 +164,29 @@ def main_train() -> None:
     path = train_diffusion(run, network, resume=own["resume"], device=own["device"])
     print(f"{path}\nnext: ddpm-sample {path.parent} --n 64 --out samples.png")
 
+# %% ../nbs/94_commands.ipynb #94a6e002
+def _walk_flags(
+    parser, method: str, steps: int | None, spacing: str,   # and the defaults
+) -> None:
+    "Which walk is taken, on every command that takes one."
+    add = parser.add_argument
+    add("--steps", type=int, default=steps, help=f"of the walk, up to T ({steps or 20})")
+    add("--method", choices=list(SAMPLERS), default=method, help=f"the sampler ({method})")
+    add("--spacing", choices=list(SPACINGS), default=spacing, help=f"of the steps ({spacing})")
+    add("--variance", choices=[*VARIANCES, "optimal"],
+        help="ancestral's (beta_tilde); optimal needs ddpm-evaluate's table")
+
 # %% ../nbs/94_commands.ipynb #5b06e14d
 def _sample_flags() -> argparse.Namespace:   # what was typed
     "The flags of ddpm-sample."
     p = argparse.ArgumentParser("ddpm-sample", description="Draw pictures with a trained network.")
     _checkpoint_flag(p)
     p.add_argument("--n", type=int, default=64, help="how many pictures (64)")
-    p.add_argument("--steps", type=int, default=50, help="steps of the walk, up to T (50)")
-    p.add_argument("--method", choices=list(SAMPLERS), default="ancestral", help="(ancestral)")
+    _walk_flags(p, method="sde-dpm++", steps=None, spacing="karras")
     p.add_argument("--eta", type=float, help="ddim's noise, 0 to 1 (0)")
-    p.add_argument("--variance", choices=[*VARIANCES, "optimal"],
-                   help="ancestral's (beta_tilde); optimal needs ddpm-evaluate's table")
+    p.add_argument("--no-clip", dest="clip", action="store_false", help="leave x0 as guessed")
+    p.add_argument("--weights", choices=("ema", "raw"), default="ema",
+                   help="averaged, or as they were trained (ema)")
     p.add_argument("--seed", type=int, default=0, help="picture i depends on it and i alone (0)")
     p.add_argument("--out", default="samples.png",
                    help="a .png: one grid; any other name: a folder of PNGs (samples.png)")
@@ -168,22 +197,33 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     _device_flag(p)
     return p.parse_args()
 
+# %% ../nbs/94_commands.ipynb #94d1a001
+def _check_own(
+    method: str,   # one of SAMPLERS
+    **typed,       # the flags that only some samplers take; None: not typed
+) -> None:         # or ValueError
+    "Refuses a flag that the sampler does not take."
+    takes = {k: inspect.signature(f).parameters for k, f in SAMPLERS.items()}
+    for name, value in typed.items():
+        owners = [k for k, parameters in takes.items() if name in parameters]
+        if value is not None and method not in owners:
+            raise ValueError(f"{name}: expected none with method {method}, "
+                             f"it is {' and '.join(owners)}'s; got {value}")
+
 # %% ../nbs/94_commands.ipynb #d740fefe
 def _own_flags(
-    method: str,         # one of SAMPLERS
-    eta: float | None,   # as typed
-    variance,            # as typed: a name or None
-    checkpoint: str,     # whose measured table "optimal" is
-) -> dict:               # keyword arguments of that sampler
-    "The flags that belong to one sampler; those of another are refused."
-    for name, value, owner in (("eta", eta, "ddim"), ("variance", variance, "ancestral")):
-        if value is not None and method != owner:
-            raise ValueError(f"{name}: expected none with method {method}, "
-                             f"it is {owner}'s; got {value}")
-    if method == "ddim": return dict(eta=eta or 0.0)
-    if method != "ancestral": return {}
-    if variance == "optimal": return dict(variance=load_x0_error(checkpoint))
-    return dict(variance=variance or "beta_tilde")
+    method: str,           # one of SAMPLERS
+    eta: float | None,     # as typed
+    variance,              # as typed: a name or None
+    checkpoint: str,       # whose measured table "optimal" is
+    clip: bool = True,     # as typed
+) -> dict:                 # keyword arguments of that sampler
+    "What was typed for this sampler; a flag of another is refused."
+    _check_own(method, eta=eta, variance=variance)
+    own = {} if clip else dict(clip=False)
+    if eta is not None: own["eta"] = eta
+    if variance: own["variance"] = load_x0_error(checkpoint) if variance == "optimal" else variance
+    return own
 
 # %% ../nbs/94_commands.ipynb #bbb36693
 def _keep_frames(
@@ -214,14 +254,14 @@ def _writable(
 def main_sample() -> None:
     "ddpm-sample: draws pictures."
     a = _sample_flags()
-    own = _own_flags(a.method, a.eta, a.variance, a.checkpoint)
-    model, scheduler = load_checkpoint(a.checkpoint, pick_device(a.device))
+    own = _own_flags(a.method, a.eta, a.variance, a.checkpoint, a.clip)
+    denoiser = load_denoiser(a.checkpoint, pick_device(a.device), a.weights)
     out, frames = Path(a.out), []
     one_grid = out.suffix == ".png"
     _writable(out, a.gif)
-    x = sample(model, scheduler, a.n, steps=a.steps, method=a.method, seed=a.seed,
+    x = sample(denoiser, a.n, steps=a.steps, method=a.method, spacing=a.spacing, seed=a.seed,
                batch_size=a.batch_size, precision=a.precision, progress=True,
-               callback=_keep_frames(frames, a.steps) if a.gif else None, **own)
+               callback=_keep_frames(frames, a.steps or 20) if a.gif else None, **own)
     save_grid(x, out) if one_grid else save_pictures(x, out)
     if a.gif: save_gif(frames, a.gif)
     print(out if one_grid else f"{out}: {a.n} pictures", *([a.gif] if a.gif else []))
@@ -236,9 +276,7 @@ def _evaluate_flags() -> argparse.Namespace:   # what was typed
     p.add_argument("--bits-n", type=int, default=250, help="pictures for bits/dim; 0: none (250)")
     p.add_argument("--strata", type=int, default=100, help="draws of t for each; 0: every t (100)")
     p.add_argument("--n", type=int, default=2000, help="samples; 0: none (2000)")
-    p.add_argument("--method", choices=list(SAMPLERS), default="ancestral", help="(ancestral)")
-    p.add_argument("--steps", type=int, default=50, help="of the walk (50)")
-    p.add_argument("--variance", choices=[*VARIANCES, "optimal"], help="ancestral's (beta_tilde)")
+    _walk_flags(p, method="ancestral", steps=50, spacing="uniform")
     p.add_argument("--seed", type=int, default=0, help="the same seed, the same numbers (0)")
     p.add_argument("--features", default="auto",
                    help=f"{', '.join(own_features())}, inception, none; auto: the data set's own")
@@ -260,7 +298,7 @@ def _check_evaluation(
     if a.bits_n and (why := data["train"].inexact):
         raise ValueError(f"bits-n: expected 0, since {why}; got {a.bits_n}")
     if a.bits_n == 1: raise ValueError("bits-n: expected 0, or at least 2 pictures; got 1")
-    timestep_walk(scheduler.num_timesteps, a.steps)
+    timestep_walk(scheduler, a.steps, a.spacing)
     for file in (out, a.samples):
         folder = Path(file or ".").absolute().parent
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -295,7 +333,7 @@ def _rows_file(
 # %% ../nbs/94_commands.ipynb #f5a5ce0b
 def _rows(
     a: argparse.Namespace,   # what was typed
-    network: tuple,          # model, scheduler, and the folder they come from
+    network: tuple,          # denoiser, and the folder that it comes from
     data: dict,              # "train", and "test" if there is one -> PictureData
     features: tuple,         # what `load_features` gave or None, and its name
 ):                           # an iterator of rows
@@ -305,7 +343,7 @@ def _rows(
                              batch_size=a.batch_size, progress=True)
     if features[0] is not None:
         yield sampling_row(*network, data, *features, a.n, a.method, a.steps,
-                           a.variance or "beta_tilde", a.seed, keep=a.samples,
+                           a.variance or "beta_tilde", a.seed, keep=a.samples, spacing=a.spacing,
                            batch_size=a.batch_size, precision=a.precision, progress=True)
 
 # %% ../nbs/94_commands.ipynb #071bbccf
@@ -314,22 +352,21 @@ def main_evaluate() -> None:
     "ddpm-evaluate: measures a network."
     a = _evaluate_flags()
     path, device = find_checkpoint(a.checkpoint), pick_device(a.device)
-    if a.method != "ancestral": _own_flags(a.method, None, a.variance, path)
+    _check_own(a.method, variance=a.variance)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    model, scheduler = load_checkpoint(path, device)
+    denoiser = load_denoiser(path, device)
     name, out = config["data"]["name"], _rows_file(a.out, path)
-    data = evaluation_data(name, model.config, a.data_dir)
+    data = evaluation_data(name, denoiser.net.config, a.data_dir)
     if "test" not in data:
         print(f"no test pictures in {name}, everything is of the training set")
-    _check_evaluation(a, out, scheduler, data)
+    _check_evaluation(a, out, denoiser.scheduler, data)
     auto = name if name in own_features() else "inception"
     features = auto if a.features == "auto" else a.features
     net = load_features(features, device) if a.n and features != "none" else None
     _check_features(net, a.n, data)
     about = dict(checkpoint=path.name, step=config["step"], data=name,
-                 device=str(device), precision=a.precision, torch=torch.__version__,
-                 ddpm_nb=version("ddpm_nb"))
-    for row in _rows(a, (model, scheduler, path), data, (net, features)):
+                 device=str(device), torch=torch.__version__, ddpm_nb=version("ddpm_nb"))
+    for row in _rows(a, (denoiser, path), data, (net, features)):
         print(row_text(row))
         save_row(out, row | dict(about=about))
     print(out)
@@ -382,8 +419,8 @@ def main_import() -> None:
     device = pick_device(a.device or "cpu")
     need_diffusers().utils.logging.disable_progress_bar()
     path, how = import_pipeline(a.source, a.folder, a.data, device)
-    flag = f"--variance {how['variance']}" if "variance" in how else "--method ddim"
-    print(f"{path}\nnext: ddpm-sample {path.parent} {flag}")
-    if not how["clip"]:
-        print("note: its sampler does not clip the guess of x0; ddpm-sample does, "
-              "sample(..., clip=False) does not")
+    flags = [f"--{k} {how[k]}" for k in ("method", "spacing", "variance") if k in how]
+    if not how["clip"]: flags.append("--no-clip")
+    steps = min(50, load_denoiser(path).scheduler.num_timesteps)
+    print(f"{path}\nnext: ddpm-sample {path.parent}\n"
+          f"or, as it was: ddpm-sample {path.parent} --steps {steps} {' '.join(flags)}")

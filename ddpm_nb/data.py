@@ -157,8 +157,8 @@ def _as_size(
     size,                   # `(h, w)`, or one number for both
 ) -> tuple[int, int]:       # `(h, w)`
     "A size as it may be written, checked."
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):   # no bool
         raise ValueError(f"size: expected a number of pixels, or (h, w); got {size!r}")
     return pair
 
@@ -315,9 +315,10 @@ def _check_fits(
     size, channels: int | None, # as in `load_data`
 ) -> None:                      # or ValueError
     "Pictures in memory are taken as they are."
-    if size is not None and _as_size(size) != data.size:
-        raise ValueError(f"size: {data.name} has pictures of {data.size[0]} x {data.size[1]}; "
-                         f"got {size}")
+    (h, w), wanted = data.size, data.size if size is None else _as_size(size)
+    if wanted != data.size:
+        raise ValueError(f"size: expected that of {data.name}, {h} x {w}; "
+                         f"got {wanted[0]} x {wanted[1]}")
     if channels and channels != data.channels:
         raise ValueError(f"channels: {data.name} has {data.channels}; got {channels}")
 

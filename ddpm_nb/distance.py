@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import PictureData, load_data, to_model_range, to_pixels
+from .device import has_fast_bf16
 from .likelihood import bits_per_dim, denoise, x0_error_table
+from .objective import Denoiser
 from .runs import WEIGHTS, load_x0_error
 from .sample import sample
 from .unet import ModelConfig
@@ -243,40 +245,53 @@ def evaluation_data(
         if not str(e).startswith("split:"): raise
     return data
 
+# %% ../nbs/13_distances.ipynb #13a0b02a
+def _resolved(
+    precision: str,   # one of PRECISIONS
+    device,           # torch device
+) -> str:             # "float32" or "bf16"
+    "The precision that `auto` comes to."
+    if precision != "auto": return precision
+    return "bf16" if has_fast_bf16(device) else "float32"
+
 # %% ../nbs/13_distances.ipynb #13a0b023
 def _measure_x0_error(
-    model, scheduler, path: Path,   # the checkpoint
-    pictures: PictureData,          # of the training set
-    n: int, strata, seed: int,      # as in `likelihood_row`
-    **how,                          # batch_size, precision, progress
+    denoiser: Denoiser, path: Path,   # the checkpoint
+    pictures: PictureData,            # of the training set
+    n: int, strata, seed: int,        # as in `likelihood_row`
+    **how,                            # batch_size, precision, progress
 ) -> None:
     "Saves the checkpoint's table of errors, if it has none."
     file = path / "x0_error.safetensors"
     if file.is_file(): return
     n, seed = min(n, len(pictures)), seed + 10_000               # draws of no row's own
-    seen = denoise(model, scheduler, pictures, n, strata, seed, **how)
-    save_file({"x0_error": x0_error_table(scheduler, seen)}, file)
+    seen = denoise(denoiser, pictures, None, n, strata, seed, **how)
+    save_file({"x0_error": x0_error_table(denoiser.scheduler, seen)}, file)
 
 # %% ../nbs/13_distances.ipynb #d1707175
 def likelihood_row(
-    model, scheduler, path,        # the checkpoint
+    denoiser: Denoiser, path,      # the checkpoint
     data: dict,                    # "train", and "test" if there is one -> PictureData
     n: int = 250,                  # pictures of each split
     strata: int | None = 100,      # draws of t for each of them; None: every t
     seed: int = 0,
-    **how,                         # batch_size, precision, progress
+    precision: str = "float32",    # of the network
+    **how,                         # batch_size, progress
 ) -> dict:                         # "settings", "bits" by split and variance, cost
     "Bits per dimension for three variances; measures the table if there is none."
     began, bits, evaluations = time.perf_counter(), {}, 0        # without the table's
-    _measure_x0_error(model, scheduler, Path(path), data["train"], n, strata, seed, **how)
+    precision = how["precision"] = _resolved(precision, denoiser.device)
+    _measure_x0_error(denoiser, Path(path), data["train"], n, strata, seed, **how)
     choices = dict(beta_tilde="beta_tilde", beta="beta", optimal=load_x0_error(path))
     for split, pictures in data.items():
         many = min(n, len(pictures))
-        seen = denoise(model, scheduler, pictures, many, strata, seed, **how)
-        bits[split] = {k: bits_per_dim(scheduler, seen, v) for k, v in choices.items()}
+        seen = denoise(denoiser, pictures, None, many, strata, seed, **how)
+        bits[split] = {k: bits_per_dim(denoiser.scheduler, seen, v)
+                       for k, v in choices.items()}
         evaluations += seen.t.numel()
-    return dict(settings=dict(what="bits", n=n, strata=strata, seed=seed), bits=bits,
-                evaluations=evaluations, seconds=round(time.perf_counter() - began, 1))
+    settings = dict(what="bits", n=n, strata=strata, seed=seed, precision=precision)
+    return dict(settings=settings, bits=bits, evaluations=evaluations,
+                seconds=round(time.perf_counter() - began, 1))
 
 # %% ../nbs/13_distances.ipynb #13a0b026
 def _compare(
@@ -314,9 +329,25 @@ def quality_row(
                 ladder={k: frechet_distance(reference, f) for k, f in rungs.items()},
                 ladder_n=len(real), ladder_of=of)
 
+# %% ../nbs/13_distances.ipynb #13a0b02c
+def _draw(
+    denoiser: Denoiser, path,   # the checkpoint
+    settings: dict,             # of a row of quality
+    **how,                      # batch_size, progress
+) -> tuple[Tensor, int]:        # `(n, c, h, w)` samples; how many guesses they took
+    "Draws what a row's settings describe."
+    names, asked = ("n", "method", "steps", "spacing", "seed", "precision"), []
+    if variance := settings["variance"]:
+        how["variance"] = load_x0_error(path) if variance == "optimal" else variance
+    def note(_, args, x0_pred): asked.append(len(x0_pred))
+    counter = denoiser.register_forward_hook(note)
+    try: x = sample(denoiser, **{k: settings[k] for k in names}, **how)
+    finally: counter.remove()
+    return x, sum(asked)
+
 # %% ../nbs/13_distances.ipynb #41bbca9e
 def sampling_row(
-    model, scheduler, path,        # the checkpoint
+    denoiser: Denoiser, path,      # the checkpoint
     data: dict,                    # "train", and "test" if there is one -> PictureData
     net, features: str,            # what `load_features` gave, and its name
     n: int = 2000,                 # samples
@@ -326,20 +357,20 @@ def sampling_row(
     seed: int = 0,
     reference=None,                # features of the training set, if they are at hand
     keep=None,                     # a .safetensors file for the samples, as bytes
-    **how,                         # batch_size, precision, progress
+    spacing: str = "uniform",      # one of SPACINGS
+    precision: str = "float32",    # of the network
+    **how,                         # batch_size, progress
 ) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
     began = time.perf_counter()
-    if method != "ancestral": variance = None
-    settings = dict(what="quality", n=n, method=method, steps=steps, seed=seed,
-                    features=features, variance=variance)
-    if variance:
-        how["variance"] = load_x0_error(path) if variance == "optimal" else variance
-    x = sample(model, scheduler, n, steps=steps, method=method, seed=seed, **how)
+    settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
+                    variance=variance if method == "ancestral" else None, seed=seed,
+                    spacing=spacing, precision=_resolved(precision, denoiser.device))
+    x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)
     seconds = round(time.perf_counter() - began, 1)
-    return dict(settings=settings, evaluations=n * steps, **made, seconds=seconds)
+    return dict(settings=settings, evaluations=evaluations, **made, seconds=seconds)
 
 # %% ../nbs/13_distances.ipynb #9cfc84bc
 def row_text(
@@ -352,7 +383,7 @@ def row_text(
             for split, bits in row["bits"].items())
     s, r = row["settings"], row
     rungs = ", ".join(f"{k} {v:.3f}" for k, v in r["ladder"].items())
-    which = f"{s['features']} features, n = {s['n']}, {r['reference']}"
+    which = f"{s['features']} features, n = {s['n']}, {s['precision']}, {r['reference']}"
     both = f"precision {r['precision']:.3f}, recall {r['recall']:.3f}"
     return (f"FID {r['fid']:.3f} ({which})\n"
             f"ladder (n = {r['ladder_n']}, {r['ladder_of']} pictures): {rungs}\n"

@@ -18,9 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import group_count
-from .objective import NoiseFrom
-from .runs import load_checkpoint, save_checkpoint
-from .scheduler import CosineNoiseScheduler, LinearNoiseScheduler, NoiseScheduler
+from .objective import Denoiser
+from .runs import load_denoiser, save_checkpoint
+from ddpm_nb.scheduler import (
+    CosineNoiseScheduler,
+    LinearNoiseScheduler,
+    NoiseScheduler,
+    rescale_zero_terminal_snr,
+)
 from .unet import ModelConfig, UNet
 
 # %% ../nbs/14_interop.ipynb #56db9c5e
@@ -35,12 +40,19 @@ def _unet_fields(
     levels = range(len(config.dim_multiply))
     attention = ["Attn" * (i in config.transformer_layers) for i in levels]
     return dict(
-        sample_size=config.picture_size, layers_per_block=2,
+        sample_size=_plain(config.picture_size), layers_per_block=config.num_res_blocks,
         in_channels=config.channels, out_channels=config.channels,
         block_out_channels=[config.base_dim * m for m in config.dim_multiply],
         down_block_types=[f"{a}DownBlock2D" for a in attention],
         up_block_types=[f"{a}UpBlock2D" for a in reversed(attention)],
         norm_num_groups=config.groups, **{k: getattr(config, k) for k in _SHARED})
+
+# %% ../nbs/14_interop.ipynb #5f12c637
+def _plain(
+    value,      # of a field
+):              # a list for a tuple
+    "The value as JSON would hold it."
+    return list(value) if isinstance(value, tuple) else value
 
 # %% ../nbs/14_interop.ipynb #a4923d93
 _RENAMES = (                                    # applied in this order
@@ -135,24 +147,19 @@ def _their_fields(
     del defaults["self"]
     return defaults, defaults | {k: _plain(v) for k, v in given.items() if k[0] != "_"}
 
-# %% ../nbs/14_interop.ipynb #5f12c637
-def _plain(
-    value,      # of a field
-):              # a list for a tuple
-    "The value as JSON would hold it."
-    return list(value) if isinstance(value, tuple) else value
-
 # %% ../nbs/14_interop.ipynb #ff0763f6
 def _config_from(
     theirs: dict,        # all fields of a `UNet2DModel`
 ) -> ModelConfig:        # or ValueError, of the config itself
     "The config that says what these fields say, as far as one can."
     widths, groups = theirs["block_out_channels"], theirs["norm_num_groups"]
+    size, factor = theirs["sample_size"], 2 ** (len(widths) - 1)
     config = ModelConfig(
-        theirs["sample_size"] // 2 ** (len(widths) - 1),
+        [n // factor for n in size] if isinstance(size, list) else size // factor,
         [w // widths[0] for w in widths],
         [i for i, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind],
         widths[0], theirs["in_channels"], norm_num_groups=groups,
+        num_res_blocks=theirs["layers_per_block"],
         **{k: theirs[k] for k in _SHARED})
     if groups == group_count(widths[0]): config.norm_num_groups = None
     return config
@@ -166,7 +173,7 @@ def _one_word(
     same = dict(act_fn=("swish", "silu"), attn_norm_num_groups=(groups, None))
     if theirs["block_out_channels"]:
         same["time_embedding_dim"] = (4 * theirs["block_out_channels"][0], None)
-    if isinstance(size, list) and len(set(size)) == 1: same["sample_size"] = (size, size[0])
+    if isinstance(size, list) and size[1:] == size[:1]: same["sample_size"] = (size, size[0])
     if theirs["time_embedding_type"] == "positional":
         theirs["num_train_timesteps"] = None             # not used then
     for name, (word, other) in same.items():
@@ -183,10 +190,11 @@ def _check_levels(
         raise ValueError(f"unet: fields that do not fit: block_out_channels: expected one a level, "
                          f"{len(levels)}; got {widths!r}")
     size, factor = theirs["sample_size"], 2 ** (len(levels) - 1)
-    if isinstance(size, int) and size > 0 and size % factor == 0: return []
+    pair = size if isinstance(size, list) else [size, size]
+    if len(pair) == 2 and all(isinstance(n, int) and n > 0 and n % factor == 0 for n in pair):
+        return []
     theirs["sample_size"] = factor
-    return [f"sample_size: expected one number for height and width, a multiple of {factor}; "
-            f"got {size!r}"]
+    return [f"sample_size: expected height and width, multiples of {factor}; got {size!r}"]
 
 # %% ../nbs/14_interop.ipynb #8746f0c4
 def _model_config(
@@ -215,7 +223,7 @@ def unet_from_diffusers(
     unet = _network(unet, need_diffusers().UNet2DModel, "unet")
     model = UNet(_model_config(dict(unet.config))).to(unet.dtype)
     model.load_state_dict(_to_our_weights(unet.state_dict(), model.state_dict()))
-    return model.to(unet.device).train(unet.training)
+    return model.to(unet.device, memory_format=torch.channels_last).train(unet.training)
 
 # %% ../nbs/14_interop.ipynb #c2a791ae
 def _betas_for_diffusers(
@@ -223,25 +231,30 @@ def _betas_for_diffusers(
 ) -> dict:                       # keyword arguments of `DDPMScheduler`
     "The schedule by its name there or, if it has none, as its betas."
     c = scheduler.config
-    if c["schedule"] == "linear": return {k: c[k] for k in ("beta_start", "beta_end")}
-    if c == CosineNoiseScheduler(scheduler.num_timesteps).config:
-        return dict(beta_schedule="squaredcos_cap_v2")
-    return dict(trained_betas=scheduler.beta[1:].tolist())
+    plain = c | dict(zero_terminal_snr=False)
+    if c["schedule"] == "linear":
+        named = {k: c[k] for k in ("beta_start", "beta_end")}
+    elif plain == CosineNoiseScheduler(scheduler.num_timesteps).config:
+        named = dict(beta_schedule="squaredcos_cap_v2")
+    else: return dict(trained_betas=scheduler.beta[1:].tolist())
+    return named | dict(rescale_betas_zero_snr=c["zero_terminal_snr"])
 
 # %% ../nbs/14_interop.ipynb #5e42c8a9
 _VARIANCE_TYPES = dict(beta_tilde="fixed_small", beta="fixed_large")       # ours: theirs
-_PREDICTION_TYPES = dict(epsilon="noise", sample="x0", v_prediction="v")   # theirs: ours
+_PREDICTION_TYPES = dict(noise="epsilon", x0="sample", v="v_prediction")
 
 
 def scheduler_to_diffusers(
     scheduler: NoiseScheduler,
     variance: str = "beta_tilde",    # or "beta"
     clip: bool = True,               # clip the guess of x0 to [-1, 1]
+    prediction: str = "noise",       # what the network answers with: one of PREDICTIONS
 ):                                   # -> diffusers' DDPMScheduler
     "The same schedule in diffusers; its step t is our t + 1."
-    _check_ours(scheduler, variance)
+    _check_ours(scheduler, variance, prediction)
     return need_diffusers().DDPMScheduler(
         scheduler.num_timesteps, clip_sample=clip,
+        prediction_type=_PREDICTION_TYPES[prediction],
         variance_type=_VARIANCE_TYPES[variance],
         timestep_spacing="trailing" if variance == "beta_tilde" else "linspace",
         **_betas_for_diffusers(scheduler))
@@ -250,6 +263,7 @@ def scheduler_to_diffusers(
 def _check_ours(
     scheduler,       # a NoiseScheduler?
     variance,        # one that diffusers has?
+    prediction,      # one that goes with the schedule?
 ) -> None:           # or ValueError
     "What can be said in diffusers."
     if not isinstance(scheduler, NoiseScheduler):
@@ -259,6 +273,7 @@ def _check_ours(
         got = variance if isinstance(variance, str) else type(variance).__name__
         raise ValueError(f"variance: expected one of {', '.join(_VARIANCE_TYPES)}, "
                          f"diffusers has no other; got {got}")
+    Denoiser(None, scheduler, prediction)     # refuses what no denoiser could be
 
 # %% ../nbs/14_interop.ipynb #5d3db61b
 def _schedule_from(
@@ -266,12 +281,15 @@ def _schedule_from(
 ) -> NoiseScheduler:
     "Their schedule here, by its name or from its betas."
     c, T = theirs.config, theirs.config.num_train_timesteps
+    zero = c.rescale_betas_zero_snr
     if c.trained_betas is None and c.beta_schedule == "linear":
-        return LinearNoiseScheduler(T, c.beta_start, c.beta_end)
+        return LinearNoiseScheduler(T, c.beta_start, c.beta_end, zero_terminal_snr=zero)
     if c.trained_betas is None and c.beta_schedule == "squaredcos_cap_v2":
-        return CosineNoiseScheduler(T)
-    betas = theirs.betas if c.trained_betas is None else c.trained_betas
-    return NoiseScheduler(torch.as_tensor(betas, dtype=torch.float64))
+        return CosineNoiseScheduler(T, zero_terminal_snr=zero)
+    plain = type(theirs).from_config(c, rescale_betas_zero_snr=False)
+    beta = plain.betas if c.trained_betas is None else c.trained_betas
+    beta = torch.as_tensor(beta, dtype=torch.float64)
+    return NoiseScheduler(rescale_zero_terminal_snr(beta) if zero else beta)
 
 # %% ../nbs/14_interop.ipynb #012991e8
 def _our_variances() -> dict[str, str]:   # their name: ours
@@ -288,18 +306,26 @@ def _check_theirs(
                          f"got {type(theirs).__name__}")
     c, variances = theirs.config, _our_variances()
     T, betas = c.num_train_timesteps, c.trained_betas
-    predicts, variance = c.prediction_type, c.get("variance_type", "fixed_small")
+    predicts, known = c.prediction_type, _known_predictions(theirs)
     count, reach = T if betas is None else len(betas), c.clip_sample_range
+    variance = c.get("variance_type", "fixed_small")
     rules = dict(                                          # is it so?, what is expected, what came
-        prediction_type=(predicts in _PREDICTION_TYPES, ", ".join(_PREDICTION_TYPES), predicts),
+        prediction_type=(predicts in known, ", ".join(known), predicts),
         variance_type=(variance in variances, ", ".join(variances), variance),
         thresholding=(not c.thresholding, "False", c.thresholding),
-        rescale_betas_zero_snr=(not c.rescale_betas_zero_snr, "False", c.rescale_betas_zero_snr),
         clip_sample_range=(not c.clip_sample or reach == 1, "1", reach),
         set_alpha_to_one=(c.get("set_alpha_to_one", True), "True", False),
         trained_betas=(count == T, f"num_train_timesteps = {T} of them", count))
     unfit = [f"{k}: expected {what}; got {got!r}" for k, (so, what, got) in rules.items() if not so]
     if unfit: raise ValueError(f"scheduler: fields that do not fit: {' | '.join(unfit)}")
+
+# %% ../nbs/14_interop.ipynb #14b6e001
+def _known_predictions(
+    theirs,          # a DDPMScheduler or DDIMScheduler
+) -> list[str]:      # their names
+    "What a network may predict: not the noise, where nothing else is left at T."
+    known = list(_PREDICTION_TYPES.values())
+    return known[1:] if float(theirs.betas[-1]) == 1 else known
 
 # %% ../nbs/14_interop.ipynb #94d0e8a6
 def scheduler_from_diffusers(
@@ -307,27 +333,28 @@ def scheduler_from_diffusers(
 ) -> tuple[NoiseScheduler, dict]:      # and how to sample: keyword arguments of `sample`
     "Their schedule and their way of sampling, here."
     _check_theirs(theirs)
-    how = dict(clip=theirs.config.clip_sample)
-    if type(theirs).__name__ == "DDIMScheduler": how["method"] = "ddim"
-    else: how["variance"] = _our_variances()[theirs.config.variance_type]
-    return _schedule_from(theirs), how
+    ddim = type(theirs).__name__ == "DDIMScheduler"
+    how = dict(method="ddim" if ddim else "ancestral", spacing="uniform")
+    if not ddim: how["variance"] = _our_variances()[theirs.config.variance_type]
+    return _schedule_from(theirs), how | dict(clip=theirs.config.clip_sample)
 
 # %% ../nbs/14_interop.ipynb #71f5598b
 def to_diffusers(
-    model: UNet,
-    scheduler: NoiseScheduler,
+    denoiser: Denoiser,
     variance: str = "beta_tilde",    # of their sampler: or "beta"
     clip: bool = True,               # whether it clips the guess of x0
 ):                                   # -> diffusers' UNet2DModel and DDPMScheduler
     "The same network and the same walk in diffusers."
-    theirs = scheduler_to_diffusers(scheduler, variance, clip)
-    return unet_to_diffusers(model), theirs
+    denoiser = _network(denoiser, Denoiser, "denoiser")
+    s, prediction = denoiser.scheduler, denoiser.prediction
+    theirs = scheduler_to_diffusers(s, variance, clip, prediction)
+    return unet_to_diffusers(denoiser.net), theirs
 
 # %% ../nbs/14_interop.ipynb #c684dcae
 def from_diffusers(
     source,      # a pipeline, its folder, or its name on the hub
-) -> tuple[nn.Module, NoiseScheduler, dict]:   # network, schedule, keywords for `sample`
-    "Their pipeline here: `sample(model, scheduler, n, **how)` draws its pictures."
+) -> tuple[Denoiser, dict]:   # and how it samples: keywords for `sample`
+    "Their pipeline here: `sample(denoiser, n, steps=steps, **how)` draws its pictures."
     if isinstance(source, str | Path): source = _open_pipeline(source)
     parts, unfit = [], []
     for convert, part in ((scheduler_from_diffusers, "scheduler"),
@@ -335,11 +362,11 @@ def from_diffusers(
         try: parts.append(convert(getattr(source, part, None)))
         except ValueError as e: unfit.append(str(e))
     if unfit: raise ValueError(" | ".join(unfit))
-    (scheduler, how), model = parts
-    if model.stem.weight.dtype.itemsize < 4: model = model.float()   # what samplers take
-    prediction = _PREDICTION_TYPES[source.scheduler.config.prediction_type]
-    if prediction != "noise": model = NoiseFrom(model, scheduler, prediction)
-    return model, scheduler, how
+    (scheduler, how), net = parts
+    if net.stem.weight.dtype.itemsize < 4: net = net.float()   # what samplers take
+    names = {theirs: ours for ours, theirs in _PREDICTION_TYPES.items()}
+    prediction = names[source.scheduler.config.prediction_type]
+    return Denoiser(net, scheduler, prediction).eval(), how
 
 # %% ../nbs/14_interop.ipynb #bb90b4ca
 def _open_pipeline(
@@ -358,14 +385,14 @@ def _open_pipeline(
 
 # %% ../nbs/14_interop.ipynb #ab6e6711
 def export_checkpoint(
-    checkpoint,                      # as in `load_checkpoint`
+    checkpoint,                      # as in `load_denoiser`
     folder,                          # where to; new or empty
     variance: str = "beta_tilde",    # of the pipeline: or "beta"
     device: str = "cpu",             # where the weights are read and converted
 ) -> Path:                           # the folder
     "A checkpoint as a folder for `DDPMPipeline.from_pretrained`."
     folder = _empty_folder(folder)
-    parts = to_diffusers(*load_checkpoint(checkpoint, device), variance)
+    parts = to_diffusers(load_denoiser(checkpoint, device), variance)
     temporary = folder.with_name(f".tmp-{folder.name}")
     try:
         need_diffusers().DDPMPipeline(*parts).save_pretrained(temporary)
@@ -397,15 +424,14 @@ def import_pipeline(
     "Their pipeline as a checkpoint of ours."
     folder = _empty_folder(folder)
     if isinstance(source, str | Path): source = _open_pipeline(source).to(device)
-    model, scheduler, how = from_diffusers(source)
-    if not isinstance(model, UNet):
-        raise ValueError("prediction_type: a checkpoint holds a network that predicts "
-                         f"the noise; this one predicts {model.prediction}")
+    denoiser, how = from_diffusers(source)
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
-    config = dict(model=model.config.to_dict(), scheduler=scheduler.config,
-                  training=dict(data_dir=None), data=dict(name=data or "pictures"))
-    weights = {"model": model.state_dict()}
+    config = dict(model=denoiser.net.config.to_dict(),
+                  scheduler=denoiser.scheduler.config,
+                  prediction=denoiser.prediction, training=dict(data_dir=None),
+                  data=dict(name=data or "pictures"))
+    weights = {"model": denoiser.net.state_dict()}
     try: return save_checkpoint(folder, 0, weights, config, keep=1), how
     except OSError:
         if new: folder.rmdir()

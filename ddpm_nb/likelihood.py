@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from .data import PictureData, to_model_range
 from .device import autocast
-from .objective import gaussian_kl
-from .scheduler import NoiseScheduler, make_scheduler, randn_like, stream
+from .objective import eval_mode, gaussian_kl
+from .scheduler import NoiseScheduler, randn_like, stream
 
 # %% ../nbs/12_likelihood.ipynb #6de6370b
 def prior_term(
@@ -29,7 +29,7 @@ def prior_term(
     x0: Tensor,      # `(b, c, h, w)` clean pictures in [-1, 1]
 ) -> Tensor:         # `(b,)` float64, bits per dimension
     "L_T: KL(q(x_T | x_0) || N(0, I)) (eq. 5)."
-    abar_T, one = scheduler.alpha_cumprod[-1].cpu(), torch.ones((), dtype=torch.float64)
+    abar_T, one = scheduler.alpha_cumprod[-1], torch.ones((), dtype=torch.float64)
     kl = gaussian_kl(abar_T.sqrt() * x0.cpu().double(), 1 - abar_T, 0 * one, one)
     return kl.flatten(1).mean(1) / math.log(2)
 
@@ -41,13 +41,11 @@ def denoising_term(
     variance="beta_tilde",   # as in `NoiseScheduler.reverse_variance`
 ) -> Tensor:                 # `(...)` float64, bits per dimension
     "L_{t-1}: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) (eq. 5), of the error alone."
-    t = scheduler.check_t(t, lowest=2)
-    abar_t, abar_s, _, beta = scheduler.jump(t)
-    c_t = abar_s.sqrt() * beta / (1 - abar_t)
+    j = scheduler.jump(scheduler.check_t(t, lowest=2))
+    c_t = j.abar_s.sqrt() * j.beta / (1 - j.abar_t)
     shift = c_t * x0_error.double().to(c_t.device).sqrt()     # of the mean
     sigma2 = scheduler.reverse_variance(t, variance=variance)
-    kl = gaussian_kl(0 * shift, scheduler.posterior_variance[t], shift, sigma2)
-    return kl / math.log(2)
+    return gaussian_kl(0 * shift, j.beta_tilde, shift, sigma2) / math.log(2)
 
 # %% ../nbs/12_likelihood.ipynb #f884cfea
 def _log_normal_mass(
@@ -81,7 +79,7 @@ def decoder_term(
     variance="beta_tilde",   # as in `NoiseScheduler.reverse_variance`
 ) -> Tensor:                 # `(b,)` float64, bits per dimension
     "L_0: -log2 of the mass in each pixel's bin (eq. 13)."
-    std = (scheduler.decoder_log_variance(variance)[1] / 2).exp().cpu()
+    std = (scheduler.decoder_log_variance(variance)[1] / 2).exp()
     x0, mean = _on_levels(x0, num_levels), x0_pred.cpu().double()
     half = 1 / (num_levels - 1)                                          # half a step
     low = ((x0 - half - mean) / std).masked_fill(x0 < half - 1, -math.inf)
@@ -101,9 +99,9 @@ def _t_strata(
 
 # %% ../nbs/12_likelihood.ipynb #0a11b2dc
 def _denoise_batch(
-    model,                   # `model(xt, t) -> noise_pred`
-    scheduler,               # its tables on the model's device
-    x0: Tensor,              # `(b, c, h, w)` pictures in [-1, 1], there too
+    denoiser,                # `denoiser(xt, t) -> x0_pred`
+    scheduler: NoiseScheduler,
+    x0: Tensor,              # `(b, c, h, w)` in [-1, 1], on the denoiser's device
     ranges,                  # strata: (first t, after the last)
     streams,                 # a torch.Generator for each picture
     precision="float32",     # of the network
@@ -112,12 +110,11 @@ def _denoise_batch(
     "For each stratum: draw t, add noise, guess x_0, note the error."
     columns, first = [], None
     for low, high in ranges:
-        t = torch.stack([torch.randint(low, high, (), generator=g) for g in streams])
+        drawn = torch.stack([torch.randint(low, high, (), generator=g) for g in streams])
+        t = drawn.to(x0.device)
         xt = scheduler.add_noise(x0, randn_like(x0, streams), t)
-        with autocast(x0.device, precision):
-            noise_pred = model(xt, t.to(x0.device)).float()
-        x0_pred = scheduler.predict_x0(xt, noise_pred, t).clamp(-1, 1)
-        columns.append((t, (x0_pred - x0).square().flatten(1).mean(1).cpu().double()))
+        with autocast(x0.device, precision): x0_pred = denoiser(xt, t).clamp(-1, 1)
+        columns.append((drawn, (x0_pred - x0).square().flatten(1).mean(1).cpu().double()))
         first = x0_pred.cpu() if first is None else first
         if progress is not None: progress.update(len(x0))
     t, error = (torch.stack(c, 1) for c in zip(*columns))
@@ -142,19 +139,20 @@ def _draws(
     return np.linspace(0, len(data) - 1, n).astype(int), ranges
 
 # %% ../nbs/12_likelihood.ipynb #0a11b2e3
-def _beside(
-    model,                       # a network, or any function
-    scheduler: NoiseScheduler,
+def _where(
+    denoiser,                            # a Denoiser, or any function
+    scheduler: NoiseScheduler | None,    # as in `denoise`
 ) -> tuple[NoiseScheduler, torch.device]:
-    "A copy of the tables on the model's device, and that device."
-    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    device = torch.device("cpu") if weight is None else weight.device
-    return make_scheduler(scheduler.config).to(device), device
+    "The scheduler that is meant, and the device that the denoiser is on."
+    scheduler = scheduler or getattr(denoiser, "scheduler", None)
+    if scheduler is None:
+        raise ValueError("scheduler: expected one, for a denoiser that does not say; got None")
+    return scheduler, getattr(denoiser, "device", torch.device("cpu"))
 
 # %% ../nbs/12_likelihood.ipynb #0a11b2e1
 @dataclass
 class Denoised:
-    "What a network made of some noisy pictures: all that a likelihood needs."
+    "What a denoiser made of some noisy pictures: all that a likelihood needs."
     x0: Tensor        # `(n, c, h, w)` the pictures, in [-1, 1]
     x0_pred: Tensor   # `(n, c, h, w)` the guess of them at t = 1
     t: Tensor         # `(n, s)` int64: t = 1, then a draw from each stratum
@@ -165,9 +163,9 @@ class Denoised:
 # %% ../nbs/12_likelihood.ipynb #85b905f5
 @torch.no_grad()
 def denoise(
-    model,                        # `model(xt, t) -> noise_pred`
-    scheduler: NoiseScheduler,
+    denoiser,                     # a Denoiser, or any `denoiser(xt, t) -> x0_pred`
     data: PictureData,
+    scheduler: NoiseScheduler | None = None,   # left out: the Denoiser's
     n: int | None = None,         # pictures, evenly spread over the data; left out: all
     strata: int | None = None,    # draws of t a picture; left out: every t
     seed: int = 0,                # picture i's draws are a function of (seed, i)
@@ -176,18 +174,18 @@ def denoise(
     progress: bool = False,       # show a bar
 ) -> Denoised:
     "Noises pictures, and notes how far off the clipped guesses of them are."
-    scheduler, device = _beside(model, scheduler)
+    scheduler, device = _where(denoiser, scheduler)
     (which, ranges), parts = _draws(data, scheduler.num_timesteps, n, strata), []
-    with tqdm(total=len(which) * len(ranges), unit="step", disable=not progress) as bar:
+    bar = tqdm(total=len(which) * len(ranges), unit="step", disable=not progress)
+    with bar, eval_mode(denoiser):
         for first in range(0, len(which), batch_size):
             pictures = torch.stack([data[i] for i in which[first:first + batch_size]])
             x0 = to_model_range(pictures, data.num_levels).to(device)
-            streams = [stream(seed, first + i) for i in range(len(x0))]
-            batch = _denoise_batch(model, scheduler, x0, ranges, streams, precision, bar)
-            parts.append((x0.cpu(), *batch))
-    x0, x0_pred, t, error = map(torch.cat, zip(*parts))
-    width = torch.tensor([b - a for a, b in ranges])
-    return Denoised(x0, x0_pred, t, width, error, data.num_levels)
+            streams = [stream(seed, first + i, "evaluate") for i in range(len(x0))]
+            how = ranges, streams, precision, bar
+            parts.append((x0.cpu(), *_denoise_batch(denoiser, scheduler, x0, *how)))
+    (x0, x0_pred, t, error), ends = map(torch.cat, zip(*parts)), torch.tensor(ranges)
+    return Denoised(x0, x0_pred, t, ends[:, 1] - ends[:, 0], error, data.num_levels)
 
 # %% ../nbs/12_likelihood.ipynb #f2539103
 def bits_per_dim(
@@ -196,7 +194,7 @@ def bits_per_dim(
     variance="beta_tilde",      # as in `NoiseScheduler.reverse_variance`
 ) -> dict:                      # bits, standard_error, and the three parts of bits
     "The bound (eq. 5) in bits per dimension, averaged over the pictures."
-    scheduler, d = make_scheduler(scheduler.config), _two_at_least(denoised)
+    d = _two_at_least(denoised)
     prior = torch.cat([prior_term(scheduler, x0) for x0 in d.x0.split(100)])
     terms = denoising_term(scheduler, d.error[:, 1:], d.t[:, 1:], variance)    # (n, s-1)
     denoising = (terms * d.width[1:]).sum(1)
@@ -238,18 +236,24 @@ class GaussianDenoiser(nn.Module):
         pictures: Tensor,              # `(n, c, h, w)` in [-1, 1]
         scheduler: NoiseScheduler):
         super().__init__()
-        flat = pictures.double().flatten(1)                                       # (n, d)
+        flat, self.scheduler = pictures.double().flatten(1), scheduler            # (n, d)
         values, vectors = torch.linalg.eigh(torch.cov(flat.T, correction=0))
-        tables = dict(mean=flat.mean(0), values=values, vectors=vectors,
-                      abar=scheduler.alpha_cumprod)
-        for name, v in tables.items(): self.register_buffer(name, v.clone())
+        tables = dict(mean=flat.mean(0), values=values.clamp_min(0), vectors=vectors)
+        for name, v in tables.items(): self.register_buffer(name, v)
+
+    @property
+    def device(self) -> torch.device:
+        "Where its tables are."
+        return self.mean.device
 
     def forward(self,
         xt: Tensor,    # `(b, c, h, w)` noisy pictures
-        t: Tensor,     # `(b,)` steps 1..T
-    ) -> Tensor:       # `(b, c, h, w)` the expected noise
-        "E[noise | x_t]."
-        abar_t = self.abar[t].view(-1, 1)
-        y = (xt.flatten(1).double() - abar_t.sqrt() * self.mean) @ self.vectors   # (b, d)
-        noise = y * (1 - abar_t).sqrt() / (abar_t * self.values.clamp_min(0) + 1 - abar_t)
-        return (noise @ self.vectors.T).view_as(xt).to(xt.dtype)
+        t,             # `(b,)` steps 1..T, or one int
+    ) -> Tensor:       # `(b, c, h, w)` the expected pictures, float32 at least
+        "E[x_0 | x_t]."
+        abar_t = self.scheduler.look_up("alpha_cumprod", self.scheduler.check_t(t))
+        if torch.is_tensor(abar_t): abar_t = abar_t.view(-1, 1)
+        signal, wide = abar_t ** 0.5, torch.promote_types(xt.dtype, torch.float32)
+        y = (xt.flatten(1).double() - signal * self.mean) @ self.vectors          # (b, d)
+        moved = signal * self.values / (abar_t * self.values + 1 - abar_t) * y
+        return (self.mean + moved @ self.vectors.T).view_as(xt).to(wide)

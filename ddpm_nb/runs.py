@@ -6,8 +6,7 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'FREE_FIELDS', 'checkpoints', 'save_checkpoint', 'shipped', 'find_checkpoint', 'read_checkpoint',
-           'load_checkpoint', 'load_pretrained', 'load_x0_error', 'open_run', 'trim_log', 'TrainingStopped',
-           'StopSignal']
+           'load_denoiser', 'load_x0_error', 'open_run', 'trim_log', 'TrainingStopped', 'StopSignal']
 
 # %% ../nbs/10_checkpoints.ipynb #de0e3ef4
 import hashlib
@@ -23,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .scheduler import NoiseScheduler, make_scheduler
+from .objective import Denoiser
+from .scheduler import make_scheduler
 from .unet import ModelConfig, UNet
 
 # %% ../nbs/10_checkpoints.ipynb #efb84acd
@@ -78,14 +78,15 @@ def checkpoints(
     folder,           # a run folder
 ) -> list[Path]:      # its `step-...` folders, oldest first
     "The complete checkpoints in a run folder."
-    return sorted(p for p in Path(folder).glob("step-*") if p.is_dir())
+    number = lambda p: int(p.name.removeprefix("step-"))
+    return sorted((p for p in Path(folder).glob("step-[0-9]*") if p.is_dir()), key=number)
 
 # %% ../nbs/10_checkpoints.ipynb #8f812129
 def save_checkpoint(
     folder,                      # the run's folder
     step: int,                   # steps done
     tensors: dict[str, dict],    # file name without ending -> its tensors by name
-    config: dict,                # "model", "scheduler", "training", "data"
+    config: dict,                # "model", "scheduler", "prediction", "training", "data"
     keep: int,                   # how many to keep
 ) -> Path:                       # folder/step-0001000
     "Writes a checkpoint under a temporary name, and gives it its own when it is whole."
@@ -110,7 +111,7 @@ def save_checkpoint(
 WEIGHTS = Path(str(files("ddpm_nb"))) / "weights"    # come with the package
 
 
-def shipped() -> list[str]:   # names for `load_pretrained`
+def shipped() -> list[str]:   # names for `load_denoiser`
     "The networks that come with the package."
     return sorted(p.parent.name for p in WEIGHTS.glob("*/config.json"))
 
@@ -156,33 +157,40 @@ def read_checkpoint(
     return config, load_file(file)
 
 # %% ../nbs/10_checkpoints.ipynb #8996b105
-def load_checkpoint(
-    path,             # a run folder, one `step-...` folder, or a shipped name
-    device="cpu",     # where the network goes
-) -> tuple[UNet, NoiseScheduler]:  # the network with its EMA weights, and its scheduler
+def load_denoiser(
+    path,                   # a run folder, one `step-...` folder, or a shipped name
+    device="cpu",           # where the network goes
+    weights: str = "ema",   # the averaged ones; "raw": those of a run's own training
+) -> Denoiser:              # the network, its scheduler and what it predicts
     "What was trained, ready to sample."
-    config, weights = read_checkpoint(find_checkpoint(path), "model")
-    model = UNet(ModelConfig.from_dict(config["model"]))
-    try: model.load_state_dict(weights)
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights: expected ema or raw; got {weights!r}")
+    config, tensors = read_checkpoint(found := find_checkpoint(path), "model")
+    if weights == "raw": tensors = _raw_weights(found)
+    with torch.random.fork_rng(devices=[]):      # its first weights are not kept
+        net = UNet(ModelConfig.from_dict(config["model"]))
+    try: net.load_state_dict(tensors)
     except RuntimeError as e:
-        raise ValueError(f"checkpoint: the weights in {path} are not those of its "
+        raise ValueError(f"checkpoint: the weights in {found} are not those of its "
                          f"config: {str(e).splitlines()[1].strip()}") from None
-    model = model.to(device, memory_format=torch.channels_last)    # the faster layout
-    return model.eval(), make_scheduler(config["scheduler"])
+    net = net.to(device, memory_format=torch.channels_last)    # the faster layout
+    scheduler = make_scheduler(config["scheduler"])
+    return Denoiser(net, scheduler, config.get("prediction", "noise")).eval()
 
-# %% ../nbs/10_checkpoints.ipynb #7f742cc3
-def load_pretrained(
-    name: str,        # one of `shipped()`
-    device="cpu",     # where the network goes
-) -> tuple[UNet, NoiseScheduler]:  # the network and its scheduler
-    "A trained network that comes with the package: nothing is downloaded."
-    if name not in shipped():
-        raise ValueError(f"name: expected one of {', '.join(shipped())}; got {name!r}")
-    return load_checkpoint(WEIGHTS / name, device)
+# %% ../nbs/10_checkpoints.ipynb #10a6e001
+def _raw_weights(
+    path: Path,              # a `step-...` folder
+) -> dict[str, Tensor]:      # the network's parameters, not averaged
+    "The trained weights, which stand beside the optimiser's state."
+    if not (path / "training.safetensors").is_file():
+        raise ValueError(f"weights: expected ema for {path}, which has no training state with the "
+                         f"raw ones; got 'raw'")
+    _, training = read_checkpoint(path, "training")
+    return {k.removeprefix("model/"): v for k, v in training.items() if k.startswith("model/")}
 
 # %% ../nbs/10_checkpoints.ipynb #ec7e4b05
 def load_x0_error(
-    path,             # as in `load_checkpoint`
+    path,             # as in `load_denoiser`
 ) -> Tensor:          # `(T+1,)` float64, for `variance=` in `ancestral_sample`
     "The table behind the optimal variance, which ddpm-evaluate saves with the weights."
     file = find_checkpoint(path) / "x0_error.safetensors"
@@ -228,6 +236,9 @@ def _check_same_run(
 ) -> None:          # or ValueError
     "Refuses to go on with another run, or with one that has more steps than asked for."
     saved, _ = read_checkpoint(found, "training")
+    if "prediction" not in saved:
+        raise ValueError(f"resume: {found} is of the first edition, which drew other random "
+                         f"numbers; sample from it, or start a new run from its weights")
     if different := _differences(config, saved):
         raise ValueError(f"resume: {found} is another run: {'; '.join(different)}")
     if saved["step"] > (steps := config["training"]["max_steps"]):

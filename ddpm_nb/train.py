@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .data import PictureData, batches, check_model_range, flip, load_data, to_model_range
 from .device import PRECISIONS, autocast, memory_peak
 from .images import save_grid
-from .objective import training_loss
+from .objective import PREDICTIONS, Denoiser, training_loss
 from ddpm_nb.runs import (
     StopSignal,
     TrainingStopped,
@@ -53,10 +53,15 @@ class DiffusionConfig:
     # also part of what the run is
     seed: int = 0
     schedule: str = "linear"         # one of SCHEDULES
+    zero_terminal_snr: bool = False  # whether it is rescaled to end with no signal at all
+    prediction: str = "noise"        # what the network answers with: one of PREDICTIONS
+    min_snr_gamma: float | None = None   # of min-SNR weights; None: no weights
     warmup_steps: int = 0            # steps in which the learning rate rises from 0
     decay_start: int | None = None   # step at which the learning rate begins to fall
     decay_end: int | None = None     # step at which it has reached 0
     clip_norm: float = 1.0           # largest norm of the gradient
+    adam_betas: tuple[float, float] = (0.9, 0.999)   # decays of Adam's two running means
+    weight_decay: float = 0.0        # of AdamW
     ema_decay: float = 0.9999        # cap of the average's decay
     precision: str = "auto"          # "bf16", "float32"; "auto": bf16 where it is fast
     grad_accumulation: int = 1       # parts that a batch is computed in, to save memory
@@ -72,11 +77,8 @@ class DiffusionConfig:
     compile: bool = False            # torch.compile the network
 
     def __post_init__(self):
+        self.adam_betas = tuple(self.adam_betas)
         if errors := self._errors(): raise ValueError(" | ".join(errors))
-
-    def scheduler(self) -> NoiseScheduler:
-        "The noise scheduler that the run trains for."
-        return SCHEDULES[self.schedule](self.timesteps_diff)
 
 # %% ../nbs/11_training.ipynb #b2b1f002
 _LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1,
@@ -88,7 +90,8 @@ def _errors(self: DiffusionConfig) -> list[str]:   # one text an error
     "Everything that is wrong with the fields."
     wrong = lambda k, expected: f"{k}: expected {expected}; got {getattr(self, k)!r}"
     out = [wrong(k, f"at least {low}") for k, low in _LEAST.items() if getattr(self, k) < low]
-    for k, names in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+    for k, names in (("schedule", SCHEDULES), ("precision", PRECISIONS),
+                     ("prediction", PREDICTIONS)):
         if getattr(self, k) not in names: out.append(wrong(k, f"one of {', '.join(names)}"))
     for k in ("learning_rate", "clip_norm"):
         if not 0 < getattr(self, k) < float("inf"): out.append(wrong(k, "a number above 0"))
@@ -98,7 +101,42 @@ def _errors(self: DiffusionConfig) -> list[str]:   # one text an error
         out.append(wrong("decay_start", f"a step before decay_end = {end}, or neither of the two"))
     elif end is not None and self.max_steps > end:
         out.append(wrong("max_steps", f"at most decay_end = {end}, where the learning rate is 0"))
+    return out + self._loss_errors(wrong)
+
+# %% ../nbs/11_training.ipynb #11a6e003
+@patch
+def _loss_errors(self: DiffusionConfig,
+    wrong,            # `wrong(field, expected)`: the text
+) -> list[str]:       # one text an error
+    "What is wrong with the fields of loss and optimiser."
+    out, gamma, betas = [], self.min_snr_gamma, self.adam_betas
+    if self.zero_terminal_snr and self.prediction == "noise":
+        out.append(wrong("prediction", "x0 or v with zero_terminal_snr, which leaves no signal to "
+                                       "divide by at T"))
+    if gamma is not None and (self.zero_terminal_snr or not 0 < gamma < float("inf")):
+        out.append(wrong("min_snr_gamma", "a number above 0, and none with zero_terminal_snr"))
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        out.append(wrong("adam_betas", "two numbers, each at least 0 and below 1"))
+    if not 0 <= self.weight_decay < 1:
+        out.append(wrong("weight_decay", "at least 0 and below 1"))
     return out
+
+# %% ../nbs/11_training.ipynb #11a6e002
+@patch
+def scheduler(self: DiffusionConfig) -> NoiseScheduler:
+    "The noise scheduler that the run trains for."
+    rescaled = dict(zero_terminal_snr=True) if self.zero_terminal_snr else {}
+    return SCHEDULES[self.schedule](self.timesteps_diff, **rescaled)
+
+# %% ../nbs/11_training.ipynb #11a6e00d
+@patch
+def new_denoiser(self: DiffusionConfig,
+    model_config: ModelConfig,   # of the network
+) -> Denoiser:                   # with the weights that this seed starts from, on the CPU
+    "A new network, with the run's scheduler and prediction."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(self.seed)             # the same weights in every process
+        return Denoiser(UNet(model_config), self.scheduler(), self.prediction)
 
 # %% ../nbs/11_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
@@ -133,18 +171,37 @@ def preset(cls: DiffusionConfig,
     return cls(**{**DIFFUSION_PRESETS[name], **changes})
 
 # %% ../nbs/11_training.ipynb #8eae584f
-def step_draws(
-    seed: int,              # of the run
-    step: int,              # 1 for the first step
-    batch_size: int,        # of all processes together
+_BLOCK = 16   # pictures that share a stream
+
+
+def _block_draws(
+    g: torch.Generator,     # the block's stream
     num_timesteps: int,     # T
     shape: tuple,           # `(c, h, w)`
+) -> tuple[Tensor, ...]:    # t `(16,)` in 1..T, flips `(16,)` bool, noise `(16, c, h, w)`
+    "The random numbers of one block."
+    t = torch.randint(1, num_timesteps + 1, (_BLOCK,), generator=g)
+    flips = torch.rand(_BLOCK, generator=g) < 0.5
+    return t, flips, torch.randn(_BLOCK, *shape, generator=g)
+
+# %% ../nbs/11_training.ipynb #11a6e004
+def step_draws(
+    seed: int,                 # of the run
+    step: int,                 # 1 for the first step
+    batch_size: int,           # of all processes together
+    num_timesteps: int,        # T
+    shape: tuple,              # `(c, h, w)`
+    first: int = 0,            # the first picture of the batch that is wanted
+    last: int | None = None,   # after the last; left out: to the end
 ) -> tuple[Tensor, ...]:   # t `(b,)` in 1..T, flips `(b,)` bool, noise `(b, c, h, w)`
-    "The random numbers of a training step, as a function of (seed, step)."
-    g = stream(seed, step)
-    t = torch.randint(1, num_timesteps + 1, (batch_size,), generator=g)
-    flips = torch.rand(batch_size, generator=g) < 0.5
-    return t, flips, torch.randn(batch_size, *shape, generator=g)
+    "The random numbers of a training step, a function of (seed, step, place in it)."
+    last = batch_size if last is None else last
+    before, blocks = first // _BLOCK, -(-batch_size // _BLOCK)
+    mine = range(before, -(-last // _BLOCK))
+    streams = (stream(seed, step * blocks + k, "train") for k in mine)
+    parts = zip(*(_block_draws(g, num_timesteps, shape) for g in streams))
+    cut = slice(first - before * _BLOCK, last - before * _BLOCK)
+    return tuple(torch.cat(part)[cut] for part in parts)
 
 # %% ../nbs/11_training.ipynb #e4289bb5
 def learning_rate_at(
@@ -218,28 +275,52 @@ def _open_accelerator(
         raise ValueError(f"device: expected cpu or {accelerator.device.type}; got {device!r}")
     return accelerator
 
+# %% ../nbs/11_training.ipynb #11a6e005
+def _adam(net: torch.nn.Module, c: DiffusionConfig, device) -> torch.optim.Optimizer:
+    "Adam, or AdamW where weights decay; its learning rate is set at each step."
+    fused = device.type in ("cpu", "cuda")
+    kind = torch.optim.AdamW if c.weight_decay else torch.optim.Adam
+    return kind(net.parameters(), betas=c.adam_betas, weight_decay=c.weight_decay, fused=fused)
+
+# %% ../nbs/11_training.ipynb #11a6e006
+def _check_same_noise(
+    denoiser: Denoiser,
+    c: DiffusionConfig,
+) -> None:                # or ValueError
+    "A config that says other things of the noise than the denoiser would be saved and be wrong."
+    if c.prediction != denoiser.prediction:
+        raise ValueError(f"config: expected the denoiser's prediction {denoiser.prediction!r}; "
+                         f"got {c.prediction!r}")
+    if not torch.equal(c.scheduler().beta, denoiser.scheduler.beta):
+        raise ValueError(f"config: expected the denoiser's schedule {denoiser.scheduler}; "
+                         f"got {c.scheduler()}")
+
 # %% ../nbs/11_training.ipynb #c56eebf2
 class Trainer:
     "The moving parts of a run."
     def __init__(self,
-        config: DiffusionConfig,
-        model_config: ModelConfig,                 # of the network, which is made here
-        data: PictureData,                         # the pictures, of the network's size
-        accelerator: Accelerator | None = None):   # left out: a new one
-        self.config, self.data = config, data
+        denoiser: Denoiser,                       # what is trained: its `net`
+        data: PictureData,                        # the pictures, of the network's size
+        config: DiffusionConfig,                  # with the denoiser's noise, prediction
+        accelerator: Accelerator | None = None,   # left out: a new one
+        optimizer=None,                           # of the net's parameters; None: Adam
+        loss=training_loss):                      # `loss(denoiser, x0, t, noise) -> (b,)`
+        _check_same_noise(denoiser, config)
+        self.config, self.data, self.loss = config, data, loss
         self.accelerator = accelerator or _open_accelerator()
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
-        self.scheduler = config.scheduler().to(self.device)
-        torch.manual_seed(config.seed)             # the same weights in every process
-        self.model = UNet(model_config).to(self.device, memory_format=torch.channels_last)
+        self.scheduler = denoiser.scheduler
+        net = denoiser.net.to(self.device, memory_format=torch.channels_last)
+        self.model = net.train().requires_grad_(True)
         self.ema = EMA(self.model, config.ema_decay)
-        self.log = LossLog(config.timesteps_diff, self.device)
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=fused)
+        self.log = LossLog(self.scheduler.num_timesteps, self.device)
+        self.optimizer = optimizer or _adam(self.model, config, self.device)
         network = torch.compile(self.model) if config.compile else self.model
-        self.network = self.accelerator.prepare(network)
+        self.denoiser, self.averaged = (
+            Denoiser(n, self.scheduler, denoiser.prediction)
+            for n in (self.accelerator.prepare(network), self.ema.model))
 
 # %% ../nbs/11_training.ipynb #1a4a3b96
 @patch
@@ -249,12 +330,12 @@ def _draws(self: Trainer,
 ) -> tuple[Tensor, Tensor, Tensor]:   # x0, t and noise of that slice, on the device
     "Lines 2 to 4 of Algorithm 1."
     c, n = self.config, len(pictures)
-    draws = step_draws(c.seed, step, c.batch_size, c.timesteps_diff, pictures.shape[1:])
-    mine = slice(self.rank * n, (self.rank + 1) * n)
-    t, flips, noise = (x[mine].to(self.device, non_blocking=True) for x in draws)
+    draws = step_draws(c.seed, step, c.batch_size, self.scheduler.num_timesteps,
+                       pictures.shape[1:], self.rank * n, (self.rank + 1) * n)
+    t, flips, noise = (x.to(self.device, non_blocking=True) for x in draws)
     if c.use_augmentation: pictures = flip(pictures, flips)
-    own_seed = stream(c.seed, step).initial_seed() * self.world + self.rank
-    torch.manual_seed(own_seed)                                        # for dropout alone
+    own_seed = stream(c.seed, step, "dropout").initial_seed() * self.world + self.rank
+    torch.manual_seed(own_seed)
     return to_model_range(pictures, self.data.num_levels), t, noise
 
 # %% ../nbs/11_training.ipynb #7893d99f
@@ -266,11 +347,13 @@ def _gradients(self: Trainer,
 ) -> None:
     "Adds the gradient of the mean loss to the parameters', and the losses to the log."
     parts = list(zip(*(v.chunk(self.config.grad_accumulation) for v in (x0, t, noise))))
+    gamma = self.config.min_snr_gamma
+    weights = {} if gamma is None else dict(min_snr_gamma=gamma)
     for i, (x0, t, noise) in enumerate(parts):
         last = i == len(parts) - 1
-        with nullcontext() if last else self.accelerator.no_sync(self.network):
+        with nullcontext() if last else self.accelerator.no_sync(self.denoiser.net):
             with autocast(self.device, self.config.precision):
-                loss = training_loss(self.network, self.scheduler, x0, t, noise)
+                loss = self.loss(self.denoiser, x0, t, noise, **weights)
             (loss.mean() / len(parts)).backward()
         self.log.add(t, loss.detach())
 
@@ -299,7 +382,8 @@ def state(self: Trainer) -> dict[str, dict]:   # a checkpoint's two files: named
     moments = self.optimizer.state_dict()["state"]
     for i, (name, p) in enumerate(self.model.named_parameters()):
         training[f"model/{name}"] = p
-        for key, value in moments.get(i, {}).items(): training[f"{key}/{name}"] = value
+        for key, value in moments.get(i, {}).items():
+            if torch.is_tensor(value): training[f"{key}/{name}"] = value
     return dict(model=self.ema.model.state_dict(), training=training)
 
 # %% ../nbs/11_training.ipynb #43ecb184
@@ -311,11 +395,13 @@ def restore(self: Trainer,
     saved, training = read_checkpoint(path, "training")
     self.ema.model.load_state_dict(read_checkpoint(path, "model")[1])
     state = self.optimizer.state_dict()
+    kinds = {k.partition("/")[0] for k in training} - {"model", "log"}    # Adam's, say
     for i, (name, p) in enumerate(self.model.named_parameters()):
         p.data.copy_(training[f"model/{name}"])
-        moments = {key: torch.empty_like(p).copy_(training[f"{key}/{name}"])
-                   for key in ("exp_avg", "exp_avg_sq")}         # with p's memory format
-        state["state"][i] = dict(step=training[f"step/{name}"], **moments)
+        own = {k: training[f"{k}/{name}"] for k in kinds if f"{k}/{name}" in training}
+        alike = lambda v, p=p: torch.empty_like(p).copy_(v)      # in p's memory format
+        own = {k: v if v.shape != p.shape else alike(v) for k, v in own.items()}
+        state["state"][i] = own
     self.optimizer.load_state_dict(state)
     self.log.sums.copy_(training["log"])
     return saved["step"]
@@ -360,7 +446,7 @@ def _report(self: Trainer,
     with open(run.folder / "log.jsonl", "a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
     bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['pictures_per_second']:.0f} pictures/s")
-    if run.callback: run.callback(line)
+    if run.callback: run.callback(line, self)
 
 # %% ../nbs/11_training.ipynb #38c8ebab
 @patch
@@ -370,9 +456,8 @@ def _draw(self: Trainer,
 ) -> None:
     "A grid of 16 samples from the averaged weights, always from the same noise."
     (folder / "samples").mkdir(exist_ok=True)
-    steps = min(50, self.config.timesteps_diff)
-    x = sample(self.ema.model, self.scheduler, 16, steps=steps, method="ddim",
-               precision=self.config.precision)
+    steps = min(20, self.scheduler.num_timesteps)
+    x = sample(self.averaged, 16, steps=steps, precision=self.config.precision)
     save_grid(x, folder / "samples" / f"step-{step:07d}.png")
 
 # %% ../nbs/11_training.ipynb #0a346573
@@ -409,7 +494,7 @@ class _Run:
     stop: StopSignal                     # says when to save and leave
     done: int = 0                        # steps that lie behind
     progress: bool = False               # show a bar
-    callback: Callable | None = None     # `callback(line)` with every line of the log
+    callback: Callable | None = None     # `callback(line, trainer)`, each line of the log
 
     def __post_init__(self): self.mark = self.done, time.perf_counter()
 
@@ -472,31 +557,46 @@ def _folder_of(c: DiffusionConfig) -> Path:   # the run's folder
     return Path(c.out_dir or Path("runs") / Path(c.dataset_name).name.lower())
 
 # %% ../nbs/11_training.ipynb #b956387a
-def _saved_config(c: DiffusionConfig, m: ModelConfig, data: PictureData) -> dict:
-    "What a run's checkpoints say of it."
-    return dict(model=m.to_dict(), scheduler=c.scheduler().config, training=asdict(c),
-                data=dict(name=data.name, num_levels=data.num_levels))
+@patch
+def _saved_config(self: Trainer) -> dict:
+    "What a run's checkpoints say of it, as JSON keeps it."
+    model = getattr(self.model, "config", None)
+    about = dict(model=model and model.to_dict(), scheduler=self.scheduler.config,
+                 prediction=self.denoiser.prediction, training=asdict(self.config),
+                 data=dict(name=self.data.name, num_levels=self.data.num_levels))
+    return json.loads(json.dumps(about))
 
 # %% ../nbs/11_training.ipynb #24c60c9d
+@patch
+def fit(self: Trainer,
+    resume: bool = False,     # go on from the newest checkpoint in out_dir
+    progress: bool = True,    # show a bar
+    callback=None,            # `callback(line, trainer)` with each line of the log
+) -> Path:                    # the last checkpoint
+    "The whole run, in the folder that its config names."
+    folder, main = _folder_of(self.config), self.accelerator.is_main_process
+    config = self._saved_config()
+    if main: open_run(folder, config, resume)
+    self.accelerator.wait_for_everyone()
+    gpus = [self.device] if self.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), StopSignal() as stop:
+        done = self.restore(find_checkpoint(folder)) if resume else 0
+        if main: trim_log(folder / "log.jsonl", done)
+        return self.loop(_Run(folder, config, stop, done, progress, callback))
+
+# %% ../nbs/11_training.ipynb #11a6e00b
 def train_diffusion(
     diff_config: DiffusionConfig,
     model_config: ModelConfig,
     resume: bool = False,       # go on from the newest checkpoint in out_dir
     data=None,                  # `(n, c, h, w)` pictures themselves: bytes, or in [-1, 1]
     progress: bool = True,      # show a bar
-    callback=None,              # `callback(line)` with every line of the log, a dict
+    callback=None,              # `callback(line, trainer)` with each line of the log
     device: str | None = None,  # "cpu", "cuda", "mps"; left out: the best there is
 ) -> Path:                      # the last checkpoint
     "Trains a network (Algorithm 1), with everything that a long run needs."
     c, accelerator = diff_config, _open_accelerator(device)
     with accelerator.main_process_first():               # one process downloads, if any
         data = _open_data(c, model_config, data, accelerator.num_processes)
-    folder, config = _folder_of(c), _saved_config(c, model_config, data)
-    if accelerator.is_main_process: open_run(folder, config, resume)
-    accelerator.wait_for_everyone()
-    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), StopSignal() as stop:
-        trainer = Trainer(c, model_config, data, accelerator)
-        done = trainer.restore(find_checkpoint(folder)) if resume else 0
-        if accelerator.is_main_process: trim_log(folder / "log.jsonl", done)
-        return trainer.loop(_Run(folder, config, stop, done, progress, callback))
+    trainer = Trainer(c.new_denoiser(model_config), data, c, accelerator)
+    return trainer.fit(resume, progress, callback)

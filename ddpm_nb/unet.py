@@ -30,7 +30,7 @@ from .embedding import TimeEmbedding
 @dataclass
 class ModelConfig:
     "The shape of a UNet: level i, from 0, has pictures of `picture_size / 2**i`."
-    lowest_resolution_size: int            # height and width at the last level
+    lowest_resolution_size: int | tuple[int, int]  # of the last level; a pair is (h, w)
     dim_multiply: tuple[int, ...]          # width of each level, in units of base_dim
     transformer_layers: tuple[int, ...]    # levels with self-attention, as the middle has
     base_dim: int                          # width after the first convolution
@@ -42,16 +42,22 @@ class ModelConfig:
     downsample_padding: int = 0            # zeros: 0 below and at the right, 1 around
     flip_sin_to_cos: bool = False          # the time embedding's cosines before its sines
     freq_shift: int = 1                    # as in `frequencies`
+    num_res_blocks: int = 2                # ResNet blocks a level down; up one more
 
     def __post_init__(self):
-        for name in ("dim_multiply", "transformer_layers"):       # JSON knows lists only
-            value = getattr(self, name)
+        for name, value in vars(self).items():                    # JSON knows lists only
             if isinstance(value, list): setattr(self, name, tuple(value))
         if errors := self._errors(): raise ValueError(" | ".join(errors))
 
     @property
-    def picture_size(self) -> int:         # height and width at full resolution
-        return self.lowest_resolution_size * 2 ** (len(self.dim_multiply) - 1)
+    def picture_size(self) -> int | tuple[int, int]:  # at full resolution, written alike
+        size, k = self.lowest_resolution_size, 2 ** (len(self.dim_multiply) - 1)
+        return tuple(n * k for n in size) if isinstance(size, tuple) else size * k
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:  # (channels, h, w)
+        size = self.picture_size
+        return self.channels, *(size if isinstance(size, tuple) else (size, size))
 
     @property
     def groups(self) -> int:               # of every GroupNorm
@@ -76,15 +82,16 @@ def _whole(low, *values):
 # %% ../nbs/05_unet.ipynb #4c9929be
 def _own_rules(c):
     "The six fields that describe a network."
-    dims, layers = c.dim_multiply, c.transformer_layers
+    size, dims, layers = c.lowest_resolution_size, c.dim_multiply, c.transformer_layers
+    pair = size if isinstance(size, tuple) else (size, size)
     good_dims = isinstance(dims, tuple) and len(dims) > 0 and _whole(1, *dims)
     good_layers = isinstance(layers, tuple) and _whole(0, *layers)
     if good_dims: good_layers = good_layers and all(i < len(dims) for i in layers)
     levels = f"levels in 0..{len(dims) - 1}" if good_dims else "levels"
     good_dropout = isinstance(c.dropout, int | float) and 0 <= c.dropout < 1
     return dict(
-        lowest_resolution_size=(_whole(1, c.lowest_resolution_size),
-                                "a whole number of at least 1"),
+        lowest_resolution_size=(len(pair) == 2 and _whole(1, *pair),
+                                "a whole number of at least 1, or (h, w)"),
         dim_multiply=(good_dims, "whole numbers of at least 1, one a level"),
         transformer_layers=(good_layers, levels),
         base_dim=(_whole(4, c.base_dim) and c.base_dim % 2 == 0, "an even number of at least 4"),
@@ -96,7 +103,7 @@ _RULES.append(_own_rules)
 
 # %% ../nbs/05_unet.ipynb #c1a4abc9
 def _foreign_rules(c):
-    "The six fields that say where other networks differ."
+    "The seven fields that say where other networks differ."
     own, head, groups = _own_rules(c), c.attention_head_dim, c.norm_num_groups
     right = lambda *names: all(own[name][0] for name in names)
     widths = []                                                   # those with attention
@@ -111,7 +118,8 @@ def _foreign_rules(c):
         norm_eps=(isinstance(c.norm_eps, float) and 0 < c.norm_eps < 1, "above 0 and below 1"),
         downsample_padding=(c.downsample_padding in (0, 1), "0 or 1"),
         flip_sin_to_cos=(isinstance(c.flip_sin_to_cos, bool), "True or False"),
-        freq_shift=(c.freq_shift in (0, 1), "0 or 1"))
+        freq_shift=(c.freq_shift in (0, 1), "0 or 1"),
+        num_res_blocks=(_whole(1, c.num_res_blocks), "a whole number of at least 1"))
 
 
 _RULES.append(_foreign_rules)
@@ -184,7 +192,7 @@ def _self_attention(
 
 # %% ../nbs/05_unet.ipynb #1aab837b
 class DownBlock(nn.Module):
-    "A level on the way down: two ResNet blocks, attention if asked for; half the size."
+    "A level on the way down: ResNet blocks, attention if asked for; half the size."
     def __init__(self,
         in_dim: int,           # channels that come in
         out_dim: int,          # the level's width
@@ -192,9 +200,10 @@ class DownBlock(nn.Module):
         attention: bool,       # self-attention after each ResNet block
         downsample: bool):     # False at the last level
         super().__init__()
+        dims = [in_dim] + [out_dim] * (config.num_res_blocks - 1)
         self.resnets = nn.ModuleList([
             _resnet_block(dim, out_dim, config)
-            for dim in (in_dim, out_dim)])
+            for dim in dims])
         self.attentions = nn.ModuleList([
             _self_attention(out_dim, config) if attention else nn.Identity()
             for _ in self.resnets])
@@ -204,7 +213,7 @@ class DownBlock(nn.Module):
     def forward(self,
         x: Tensor,         # `(b, in_dim, h, w)`
         time_emb: Tensor,  # `(b, 4 base_dim)`
-    ) -> list[Tensor]:     # `(b, out_dim, h, w)` twice, then `(b, out_dim, h/2, w/2)`
+    ) -> list[Tensor]:     # `(b, out_dim, h, w)` a block, then `(b, out_dim, h/2, w/2)`
         "All of its outputs are skips; the last is also what goes on."
         outputs = []
         for resnet, attention in zip(self.resnets, self.attentions):
@@ -233,18 +242,19 @@ class MidBlock(nn.Module):
 
 # %% ../nbs/05_unet.ipynb #4360c2e2
 class UpBlock(nn.Module):
-    "A level on the way up: three ResNet blocks, each with a skip; then twice the size."
+    "A level on the way up: ResNet blocks, each with a skip; then twice the size."
     def __init__(self,
         in_dim: int,             # channels from below
         out_dim: int,            # the level's width
-        skip_dims: list[int],    # channels of its three skips, in the order of use
+        skip_dims: list[int],    # channels of its skips, in the order of use
         config: ModelConfig,
         attention: bool,         # self-attention after each ResNet block
         upsample: bool):         # False at full resolution
         super().__init__()
+        dims = [in_dim] + [out_dim] * config.num_res_blocks      # one more than down
         self.resnets = nn.ModuleList([
             _resnet_block(dim + skip, out_dim, config)
-            for dim, skip in zip((in_dim, out_dim, out_dim), skip_dims)])
+            for dim, skip in zip(dims, skip_dims, strict=True)])
         self.attentions = nn.ModuleList([
             _self_attention(out_dim, config) if attention else nn.Identity()
             for _ in self.resnets])
@@ -255,7 +265,7 @@ class UpBlock(nn.Module):
         skips: list[Tensor],   # `(b, skip_dim, h, w)` each; the next one is last
         time_emb: Tensor,      # `(b, 4 base_dim)`
     ) -> Tensor:               # `(b, out_dim, 2h, 2w)`, the last one `(b, out_dim, h, w)`
-        "Takes its three skips from the end of the list."
+        "Takes its skips from the end of the list."
         for resnet, attention in zip(self.resnets, self.attentions):
             x = torch.cat([x, skips.pop()], dim=1)   # (b, dim + skip_dim, h, w)
             x = attention(resnet(x, time_emb))       # (b, out_dim, h, w)
@@ -277,11 +287,11 @@ class UNet(nn.Module):
         for i, (before, dim) in enumerate(zip([c.base_dim, *dims], dims)):
             last = i == len(dims) - 1
             self.down.append(DownBlock(before, dim, c, attention[i], downsample=not last))
-            skips += [dim] * (2 if last else 3)
+            skips += [dim] * (c.num_res_blocks + (not last))
         self.mid = MidBlock(dims[-1], c)
         for i, below in reversed(list(enumerate([*dims[1:], dims[-1]]))):
-            three = [skips.pop() for _ in range(3)]
-            self.up.append(UpBlock(below, dims[i], three, c, attention[i], i > 0))
+            own = [skips.pop() for _ in range(c.num_res_blocks + 1)]
+            self.up.append(UpBlock(below, dims[i], own, c, attention[i], i > 0))
         self.norm = nn.GroupNorm(c.groups, dims[0], eps=c.norm_eps)
         self.head = zero_init(nn.Conv2d(dims[0], c.channels, 3, padding=1))
 

@@ -42,14 +42,16 @@ def trained(tmp_path_factory):
         (["digits", "--out-dir", "/dev/null/x"], "out_dir: cannot write to"),
         (["digits", "--config", "missing.json"], "config: cannot read missing.json"),
         (["digits", "--precision", "fp8"], "precision: expected one of"),
+        (["digits", "--zero-terminal-snr"], "prediction: expected x0 or v with zero_terminal_snr"),
+        (["digits", "--adam-betas", "0.9,0.999,0.9999"], "adam_betas: expected two numbers"),
         (["digits", "--no-such-flag", "1"], "unrecognized arguments"),
         (["digits", "--dim-multiply", "1,two"], "dim-multiply"),
     ],
 )
-def test_train_refuses(args, message, run, tmp_path):
+def test_train_refuses(args, message, refused, tmp_path):
     out = [] if "--out-dir" in args else ["--out-dir", tmp_path / "run"]
-    done = run("ddpm-train", *args, *out, code=2, cwd=tmp_path)
-    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    said = refused("ddpm-train", *args, *out, cwd=tmp_path)
+    assert message in said.splitlines()[-1]
     assert not list((tmp_path / "run").glob("step*")) if (tmp_path / "run").exists() else True
 
 
@@ -103,6 +105,10 @@ def test_sample(trained, run, tmp_path):
         5,
         "--steps",
         3,
+        "--method",
+        "ancestral",
+        "--spacing",
+        "uniform",
         "--out",
         tmp_path / "x.png",
         "--gif",
@@ -144,19 +150,24 @@ def test_sample(trained, run, tmp_path):
         (["--steps", "1001"], "steps: expected 1..1000"),
         (["--n", "0"], "expected at least 1; got 0"),
         (["--method", "ddim", "--eta", "2"], "eta: expected a number in 0..1"),
-        (["--eta", "0.5"], "eta: expected none with method ancestral, it is ddim's; got 0.5"),
+        (["--eta", "0.5"], "eta: expected none with method sde-dpm++, it is ddim's; got 0.5"),
         (["--method", "ddim", "--variance", "beta"], "variance: expected none with method ddim"),
         (["--out", "/dev/null/x/y.png"], "out: cannot write to"),
         (["--method", "no-such-sampler"], "invalid choice"),
+        (["--method", "heun", "--eta", "0.5"], "eta: expected none with method heun"),
+        (["--spacing", "no-such-spacing"], "invalid choice"),
     ],
 )
-def test_sample_refuses(trained, args, message, run, tmp_path):
-    done = run("ddpm-sample", trained, *args, code=2, cwd=tmp_path)
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert (
-        "there is no folder"
-        in run("ddpm-sample", tmp_path / "none", code=2).stderr.splitlines()[-1]
-    )
+def test_sample_refuses(trained, args, message, refused, tmp_path):
+    assert message in refused("ddpm-sample", trained, *args, cwd=tmp_path)
+
+
+def test_a_refusal_is_one_line(run, tmp_path):
+    """As a shell sees it."""
+    done = run("ddpm-sample", tmp_path / "none", code=2)
+    assert "there is no folder" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    done = run("ddpm-train", "digits", "--max-steps", "0", code=2, cwd=tmp_path)
+    assert "max_steps" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_sample_refuses_a_checkpoint_of_another_network(trained, run, tmp_path):

@@ -13,7 +13,8 @@ from ddpm_nb import train
 from ddpm_nb.cli import main_diagnose
 from ddpm_nb.data import load_data, to_model_range
 from ddpm_nb.diagnose import diagnose, symptoms
-from ddpm_nb.runs import find_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from ddpm_nb.objective import PREDICTIONS, Denoiser, prediction_target
+from ddpm_nb.runs import find_checkpoint, load_denoiser, read_checkpoint, save_checkpoint
 from ddpm_nb.sample import sample
 from ddpm_nb.scheduler import SCHEDULES, CosineNoiseScheduler, LinearNoiseScheduler, stream
 from ddpm_nb.unet import ModelConfig, UNet
@@ -44,8 +45,26 @@ def sound(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def network(sound):
-    return load_checkpoint(sound)
+def denoiser(sound):
+    return load_denoiser(sound)
+
+
+RUNS = {
+    "noise": {},
+    "x0": dict(prediction="x0"),
+    "v": dict(prediction="v"),
+    "v, zero SNR at T": dict(prediction="v", zero_terminal_snr=True),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(sound, tmp_path_factory):
+    """A sound run for each question that a network can be asked."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        name: short_run(folder / name, **fields) if fields else sound
+        for name, fields in RUNS.items()
+    }
 
 
 def says(found):
@@ -64,15 +83,31 @@ def edited(run, folder, change):
     return folder
 
 
-def test_a_sound_run_is_not_accused(sound, network, x0):
-    found = diagnose(sound)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_sound_run_is_not_accused(name, runs, x0):
+    run = runs[name]
+    found = diagnose(run)
     assert found.wrong == [] and [f.check for f in found] == CHECKS
     assert "Nothing wrong was found." in str(found)
-    assert diagnose(find_checkpoint(sound)).wrong == []
-    samples = sample(*network, 16, steps=30, method="ddim")
-    assert diagnose(sound, samples=samples).wrong == []
-    assert diagnose(network[0], x0, network[1]).wrong == []
-    assert diagnose(network[0], load_data("digits"), network[1]).wrong == []
+    assert diagnose(find_checkpoint(run)).wrong == []
+    denoiser = load_denoiser(run)
+    assert denoiser.prediction == RUNS[name].get("prediction", "noise")
+    samples = sample(denoiser, 16, steps=30, method="ddim", spacing="uniform")
+    assert diagnose(run, samples=samples).wrong == []
+    assert diagnose(denoiser, x0).wrong == []
+    assert diagnose(denoiser, load_data("digits")).wrong == []
+
+
+def test_a_function_is_one_that_answers_with_x0(denoiser, x0):
+    found = diagnose(lambda xt, t: denoiser(xt, t), x0, denoiser.scheduler)
+    assert [f.check for f in found if f.check != "average"] == [c for c in CHECKS if c != "average"]
+    exact = dict.fromkeys(["data", "schedule", "weights", "clipping"], False)
+    assert exact.items() <= {f.check: f.wrong for f in found}.items()
+
+
+def test_modes_are_put_back(sound, x0):
+    training = load_denoiser(sound).train()
+    assert diagnose(training, x0).wrong == [] and all(m.training for m in training.modules())
 
 
 def test_average_without_warm_up(tmp_path, monkeypatch):
@@ -87,8 +122,8 @@ def test_too_little_training(tmp_path):
 
 
 def test_unscaled_betas(tmp_path, monkeypatch):
-    def unscaled(num_timesteps, beta_start=1e-4, beta_end=0.02):
-        return LinearNoiseScheduler(num_timesteps, beta_start, beta_end)
+    def unscaled(num_timesteps, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False):
+        return LinearNoiseScheduler(num_timesteps, beta_start, beta_end, zero_terminal_snr)
 
     monkeypatch.setitem(SCHEDULES, "linear", unscaled)
     run = short_run(tmp_path / "run", schedule="linear", timesteps_diff=200)
@@ -122,7 +157,7 @@ def test_weights_that_are_no_numbers(part, key, value, sound, tmp_path):
     assert found.wrong == ["weights"] and f"{part}/{key}" in found[2].text
 
 
-def test_half_precision(sound, network, x0, tmp_path):
+def test_half_precision(sound, x0, tmp_path):
     def halve(part):
         return lambda config, tensors: tensors.update(
             {part: {k: v.bfloat16() for k, v in tensors[part].items()}}
@@ -132,18 +167,55 @@ def test_half_precision(sound, network, x0, tmp_path):
     assert (
         diagnose(edited(sound, tmp_path / "small", halve("model"))).wrong == []
     )  # for sampling: fine
-    half = load_checkpoint(sound)[0].bfloat16()
-    assert diagnose(half, x0, network[1]).wrong == ["weights"]
+    assert diagnose(load_denoiser(sound).bfloat16(), x0).wrong == ["weights"]
 
 
-def test_a_network_that_answers_another_question(network, x0):
-    model, scheduler = network
+@pytest.mark.parametrize("asked", PREDICTIONS)
+@pytest.mark.parametrize("answers", PREDICTIONS)
+def test_a_network_that_answers_another_question(answers, asked, runs, x0, tmp_path):
+    """Each of the six ways to mix up three questions is found, with the answer's name; in a checkpoint too."""
+    net, scheduler = load_denoiser(runs[answers]).net, CosineNoiseScheduler(1000)
+    found = diagnose(Denoiser(net, scheduler, asked), x0, n=32)
+    rename = lambda config, tensors: config.update(prediction=asked)  # noqa: E731
+    read = diagnose(edited(runs[answers], tmp_path / "run", rename), n=32)
+    if answers == asked:
+        assert found.wrong == read.wrong == []
+    else:
+        assert found.wrong == read.wrong == ["loss"]
+        for text in (says(found), says(read)):
+            assert f"answers with {answers}, which is not what it is asked for" in text
 
-    def guess(xt, t):
-        return scheduler.predict_x0(xt, model(xt, t), t).clamp(-1, 1)
 
-    found = diagnose(guess, x0, scheduler)
-    assert found.wrong == ["loss"] and "NoiseFrom" in says(found)
+def test_a_network_is_no_denoiser(denoiser, x0):
+    """The bare network of a run that predicts the noise, given where a guess of x0 is expected."""
+    found = diagnose(denoiser.net, x0, denoiser.scheduler)
+    assert found.wrong == ["loss"] and "answers with noise" in says(found)
+
+
+def test_a_guess_that_is_given_for_the_noise(denoiser, x0):
+    answers_x0 = lambda xt, t: denoiser(xt, t).clamp(-1, 1)  # noqa: E731
+    found = diagnose(Denoiser(answers_x0, denoiser.scheduler), x0)
+    assert found.wrong == ["loss"] and "answers with x0" in says(found)
+
+
+def test_v_of_the_other_sign(runs, x0):
+    """It is no other question's answer: the loss says that something else is wrong."""
+    v = load_denoiser(runs["v"])
+    found = diagnose(Denoiser(lambda xt, t: -v.net(xt, t), v.scheduler, "v"), x0)
+    assert found.wrong == ["loss"] and "Worse than the answer 0" in says(found)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_new_network_has_the_loss_of_the_answer_0(name, runs, x0):
+    """To one hundredth, on all the pictures; and training has led away from it."""
+    sound = load_denoiser(runs[name])
+    new = Denoiser(UNet(sound.net.config), sound.scheduler, sound.prediction)
+    zero = dg._zero_loss(sound.scheduler, x0[:300], sound.prediction)
+    loss = dg.loss_by_t(new, x0[:300])
+    assert_close(loss, zero, rtol=0.05, atol=0)
+    assert loss.mean() == pytest.approx(float(zero.mean()), rel=0.01)
+    assert dg._check_loss(loss, *dg._landmarks(new, x0[:300])).wrong
+    assert abs(dg._progress(loss, dg._landmarks(new, x0[:300]))) < 0.03
 
 
 def test_another_schedule_than_it_was_trained_for(sound, tmp_path):
@@ -152,10 +224,14 @@ def test_another_schedule_than_it_was_trained_for(sound, tmp_path):
     assert diagnose(run).wrong == ["loss"]
 
 
-def test_samples_drawn_without_clipping(sound, network):
-    samples = sample(*network, 16, steps=30, method="ddim", clip=False)
-    found = diagnose(sound, samples=samples)
+def test_samples_drawn_without_clipping(sound, denoiser, runs):
+    how = dict(steps=30, method="ddim", spacing="uniform", clip=False)
+    found = diagnose(sound, samples=sample(denoiser, 16, **how))
     assert found.wrong == ["clipping"] and "without it" in says(found)
+    assert "100% of the first guess" in says(found) and "keep clip=True" in says(found)
+    samples = sample(load_denoiser(runs["v"]), 16, **how)  # nothing was divided by
+    found = diagnose(runs["v"], samples=samples)
+    assert found.wrong == [] and "keep clip=True" not in says(found)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +256,8 @@ def test_symptoms(name, change, x0):
 
 def test_samples_of_an_untrained_network(x0):
     torch.manual_seed(0)
-    new = UNet(ModelConfig(4, (1, 2), (), 8, channels=1))
-    samples = sample(new, CosineNoiseScheduler(1000), 16, steps=30, method="ddim")
+    new = Denoiser(UNet(ModelConfig(4, (1, 2), (), 8, channels=1)), CosineNoiseScheduler(1000))
+    samples = sample(new, 16, steps=30, method="ddim", spacing="uniform")
     assert symptoms(samples, x0) == ["only noise"]
 
 
@@ -202,9 +278,12 @@ def test_what_is_not_known_is_said(tmp_path, sound, x0):
     assert found.wrong == [] and "average" not in [f.check for f in found]
 
 
-def test_refusals(sound, network, x0, tmp_path):
-    with pytest.raises(ValueError, match="scheduler: expected"):
-        diagnose(network[0], x0)
+def test_refusals(sound, denoiser, x0, tmp_path):
+    with pytest.raises(ValueError, match="scheduler: expected one, .*; got None"):
+        diagnose(denoiser.net, x0)
+    for knows in (denoiser, sound):
+        with pytest.raises(ValueError, match="scheduler: expected none, .*; got CosineNoise"):
+            diagnose(knows, x0, denoiser.scheduler)
     with pytest.raises(ValueError, match="data: expected pictures"):
         diagnose(sound, x0[0])
     with pytest.raises(ValueError, match="checkpoint: expected a run folder"):
@@ -232,34 +311,99 @@ def test_command(sound, tmp_path, monkeypatch, capsys):
     assert code == 2 and len(said.err.splitlines()) == 1 and "Traceback" not in said.err
 
 
-def test_landmark_is_the_loss_of_the_best_guess_for_independent_pixels():
+SCHEDULERS = {"cosine": CosineNoiseScheduler(1000)}
+SCHEDULERS["zero SNR at T"] = CosineNoiseScheduler(1000, zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_landmark_is_the_loss_of_the_best_guess_for_independent_pixels(prediction, schedule):
     """For such pixels the guess that takes each by itself is exact: a network that makes it has just that loss."""
-    g, scheduler = torch.Generator().manual_seed(0), CosineNoiseScheduler(1000)
+    g, scheduler = torch.Generator().manual_seed(0), SCHEDULERS[schedule]
+    if prediction == "noise" and scheduler.zero_terminal_snr:
+        pytest.skip("no such Denoiser")
     std = torch.tensor([0.1, 0.5, 1.0, 2.0]).view(1, 1, 2, 2)
     x = std * torch.randn(4000, 1, 2, 2, generator=g)
     x = (x - x.mean(0)) / x.std(0, unbiased=False) * std
 
     def best(xt, t):
-        a = scheduler.alpha_cumprod[t].view(-1, 1, 1, 1).float()
-        return (1 - a).sqrt() * xt / (a * std**2 + 1 - a)
+        """The guess of x0, and what it is in the noise and in v."""
+        a = scheduler.alpha_cumprod[t].view(-1, 1, 1, 1)
+        guess = a.sqrt() * std**2 * xt / (a * std**2 + 1 - a)
+        noise = (xt - a.sqrt() * guess) / (1 - a).sqrt()
+        return dict(noise=noise, x0=guess, v=a.sqrt() * noise - (1 - a).sqrt() * guess)[prediction]
 
-    want, got = dg.pixelwise_loss(scheduler, x), dg.loss_by_t(best, scheduler, x)
+    want = dg._pixelwise_loss(scheduler, x, prediction)
+    got = dg.loss_by_t(Denoiser(best, scheduler, prediction), x)
     assert_close(got, want, rtol=0.05, atol=1e-3)
-    louder = dg.loss_by_t(lambda xt, t: 1.5 * best(xt, t), scheduler, x)
-    assert (louder > want + 0.03).all()
+    louder = lambda xt, t: 1.5 * best(xt, t)  # noqa: E731
+    louder = dg.loss_by_t(Denoiser(louder, scheduler, prediction), x)
+    zero = dg._zero_loss(scheduler, x, prediction)  # what is left is orthogonal to the best guess:
+    assert_close(louder, want + 0.5**2 * (zero - want), rtol=0.05, atol=1e-3)
+    assert prediction != "noise" or (louder > want + 0.03).all()
 
 
-def test_how_good_is_good_enough():
-    simple = torch.linspace(0.8, 0.0, 10)
-    assert not dg._check_loss(0.7 * simple + 0.03, simple).wrong
-    assert not dg._check_loss(1.05 * simple + 0.03, simple).wrong
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_of_the_answer_0_is_the_mean_square_of_the_target(prediction, schedule, x0):
+    """Against targets that are drawn, for every t of a part."""
+    scheduler, g = SCHEDULERS[schedule], torch.Generator().manual_seed(0)
+    zero = dg._zero_loss(scheduler, x0, prediction)
+    assert zero.shape == (10,) and zero.dtype == torch.float64
+    for k in (0, 4, 9):
+        t = dg._t_buckets(1000)[k].repeat(15)  # each step once for 15 of the 1500 pictures
+        pictures = x0[torch.randperm(1500, generator=g)]
+        noise = torch.randn(x0.shape, generator=g)
+        target = prediction_target(scheduler, pictures, noise, t, prediction)
+        assert float(target.square().mean()) == pytest.approx(float(zero[k]), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.4])
+def test_how_good_is_good_enough(size):
+    """The limits go with what the answer 0 has, which is another number for x0 and for v."""
+    zero, simple = torch.full((10,), size), size * torch.linspace(0.8, 0.0, 10)
+    assert not dg._check_loss(0.7 * simple + 0.03 * size, zero, simple).wrong
+    assert not dg._check_loss(1.05 * simple + 0.03 * size, zero, simple).wrong
     short = 0.7 * simple
-    short[6] = 1.15 * simple[6] + 0.06
-    found = dg._check_loss(short, simple)
+    short[6] = 1.15 * simple[6] + 0.06 * size
+    found = dg._check_loss(short, zero, simple)
     assert found.wrong and "in part 7 of 1..T: train for longer" in found.text
-    short[2] = 1.2
-    found = dg._check_loss(short, simple)
-    assert found.wrong and "in part 3 of 1..T: the network answers another question" in found.text
+    short[2] = 1.2 * size
+    found = dg._check_loss(short, zero, simple)
+    assert found.wrong and "Worse than the answer 0 in part 3 of 1..T" in found.text
+    assert "another schedule or other pictures, or answers another question" in found.text
+    found = dg._check_loss(short, zero, simple, "v")
+    assert found.wrong and "answers with v, which is not what it is asked for" in found.text
+
+
+@pytest.mark.parametrize("size", [1.0, 0.4])
+def test_when_an_average_is_behind(size):
+    marks = [torch.full((10,), size), torch.full((10,), 0.5 * size)]
+
+    def wrong(averaged, raw):
+        losses = (torch.full((10,), size * (1 - v / 2)) for v in (averaged, raw))
+        return dg._check_average(*losses, marks, 10.0, 100).wrong
+
+    assert not wrong(0.9, 0.9) and not wrong(0.82, 0.9) and not wrong(1.1, 0.9)
+    assert wrong(0.8, 0.9) and wrong(0.0, 0.9) and wrong(0.0, 0.76)
+    assert not wrong(0.0, 0.7)  # too early to tell
+
+
+def test_what_is_drawn_has_streams_of_its_own(denoiser, x0, monkeypatch):
+    """Another picture, the pictures' noise and the clipping's are no stream of samples or of training."""
+    seen = []
+
+    def noted(seed, index, purpose="sample"):
+        seen.append((seed, index, purpose))
+        return stream(seed, index, purpose)
+
+    monkeypatch.setattr(dg, "stream", noted)
+    before = torch.get_rng_state()
+    diagnose(denoiser, x0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(seen) == {(0, k, "diagnose") for k in range(3)}
+    assert_close(dg.loss_by_t(denoiser, x0[:32]), dg.loss_by_t(denoiser, x0[:32]), rtol=0, atol=0)
+    assert (dg.loss_by_t(denoiser, x0[:32]) != dg.loss_by_t(denoiser, x0[:32], 1)).all()
 
 
 @pytest.mark.parametrize("num_timesteps", [1000, 200, 25, 7])
@@ -315,7 +459,9 @@ def test_memory_is_that_of_the_inputs_of_the_layers():
 def test_config_of_the_page_is_plain_json(sound):
     """What `diagnose` reads of a checkpoint is there under these names."""
     config = json.loads((find_checkpoint(sound) / "config.json").read_text())
-    assert {"step", "data", "training"} <= config.keys() and "ema_decay" in config["training"]
+    assert {"step", "data", "training", "prediction"} <= config.keys() and "ema_decay" in config[
+        "training"
+    ]
 
 
 def test_one_flat_colour_is_grey_and_not_noise():

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from ddpm_nb.data import load_data, to_pixels
-from ddpm_nb.runs import load_checkpoint
+from ddpm_nb.runs import load_denoiser
 from ddpm_nb.sample import sample
 
 N = 200
@@ -14,12 +14,8 @@ N = 200
 
 def test_digits_are_legible(tmp_path, run, record_property):
     run("ddpm-train", "digits", "--out-dir", tmp_path / "run")
-    model, scheduler = load_checkpoint(tmp_path / "run")
-    drawn = (
-        to_pixels(sample(model, scheduler, N, steps=250, batch_size=N, precision="auto"), 17)
-        .flatten(1)
-        .numpy()
-    )
+    x = sample(load_denoiser(tmp_path / "run"), N, batch_size=N, precision="auto")
+    drawn = to_pixels(x, 17).flatten(1).numpy()
     train = np.stack([p.numpy().ravel() for p in load_data("digits", split="train")])
     held_out = np.stack([p.numpy().ravel() for p in load_data("digits", split="test")])
     label = {

@@ -6,6 +6,7 @@ Configs of published networks are written out, nothing is downloaded.
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,13 +37,16 @@ from ddpm_nb.interop import (  # noqa: E402
     unet_to_diffusers,
 )
 from ddpm_nb.likelihood import GaussianDenoiser, decoder_term, denoising_term  # noqa: E402
-from ddpm_nb.objective import NoiseFrom, training_loss, v_from_noise  # noqa: E402
-from ddpm_nb.runs import load_checkpoint, load_pretrained  # noqa: E402
-from ddpm_nb.sample import ancestral_sample, ddim_sample, reverse_walk, sample  # noqa: E402
+from ddpm_nb.objective import Denoiser, noise_from_x0, training_loss  # noqa: E402
+from ddpm_nb.runs import load_denoiser  # noqa: E402
+from ddpm_nb.sample import ancestral_sample, ddim_sample, sample, timestep_walk  # noqa: E402
 from ddpm_nb.scheduler import (  # noqa: E402
     CosineNoiseScheduler,
     LinearNoiseScheduler,
     NoiseScheduler,
+    SigmoidNoiseScheduler,
+    randn_like,
+    rescale_zero_terminal_snr,
     stream,
 )
 from ddpm_nb.unet import PRESETS, ModelConfig, UNet  # noqa: E402
@@ -81,6 +85,11 @@ NAMED = {
     ),
 }
 SCHEDULES = dict(linear=LinearNoiseScheduler(), squaredcos_cap_v2=CosineNoiseScheduler())
+TO_ZERO = dict(
+    linear=LinearNoiseScheduler(zero_terminal_snr=True),
+    squaredcos_cap_v2=CosineNoiseScheduler(zero_terminal_snr=True),
+)
+ALONG = dict(method="ancestral", spacing="uniform")
 
 
 def awaken(net, std=0.1):
@@ -109,7 +118,7 @@ def check_agreement(ours, unet, size, dtype):
     assert apart(a, b) < tolerance and b.std() > 1e-3
     unet.zero_grad()
     for net in nets:
-        training_loss(net, scheduler, x0, t, noise).mean().backward()
+        training_loss(Denoiser(net, scheduler), x0, t, noise).mean().backward()
     mapped = _to_their_weights({k: p.grad for k, p in ours.named_parameters()})
     theirs = {k: p.grad for k, p in unet.named_parameters()}
     assert mapped.keys() == theirs.keys()
@@ -201,13 +210,20 @@ def digits():
     return to_model_range(data.pictures, data.num_levels).double()
 
 
-def answering(net, s, prediction):
-    "The exact denoiser, saying what `prediction` asks for."
-    if prediction == "epsilon":
-        return net
-    if prediction == "sample":
-        return lambda x, t: s.predict_x0(x, net(x, t), t)
-    return lambda x, t: v_from_noise(s, x, net(x, t), t)
+def answering(exact, s, prediction):
+    "A network that knows what the exact denoiser does, and says it as `prediction`."
+
+    def net(x, t):
+        x0, (signal, sigma) = exact(x, t), s.signal_noise(t, x)
+        if prediction == "noise":
+            return noise_from_x0(s, x, x0, t)
+        return x0 if prediction == "x0" else (signal * x - x0) / sigma
+
+    return net
+
+
+def noise_of_their_walk():
+    return partial(randn_like, generator=torch.Generator().manual_seed(1))
 
 
 def with_our_table(theirs, s):
@@ -228,65 +244,166 @@ def their_walk(net, theirs, x, **kwargs):
 START = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_chains_of_1000_steps(schedule):
-    s = SCHEDULES[schedule]
+CASES = [(name, s) for schedules in (SCHEDULES, TO_ZERO) for name, s in schedules.items()]
+WHICH = [f"{name}{' to 0' * s.zero_terminal_snr}" for name, s in CASES]
+
+
+def predictions(s):
+    return [p for p in _PREDICTION_TYPES if p != "noise" or not s.zero_terminal_snr]
+
+
+def their_fields(name, s, prediction, clip):
+    return dict(
+        beta_schedule=name,
+        rescale_betas_zero_snr=s.zero_terminal_snr,
+        prediction_type=_PREDICTION_TYPES[prediction],
+        clip_sample=clip,
+        timestep_spacing="trailing",
+    )
+
+
+def as_it_comes(theirs, s):
+    return theirs
+
+
+@pytest.mark.parametrize("name, s", CASES, ids=WHICH)
+def test_chains_of_1000_steps(name, s):
     exact = GaussianDenoiser(digits(), s)
     for variance, clip, prediction in itertools.product(
-        (("fixed_small", "beta_tilde"), ("fixed_large", "beta")), (True, False), _PREDICTION_TYPES
+        (("fixed_small", "beta_tilde"), ("fixed_large", "beta")), (True, False), predictions(s)
     ):
         net = answering(exact, s, prediction)
         ours = ancestral_sample(
-            NoiseFrom(net, s, _PREDICTION_TYPES[prediction]),
+            Denoiser(net, s, prediction),
             s,
             START,
+            timestep_walk(s),
+            noise_of_their_walk(),
             variance=variance[1],
             clip=clip,
-            generator=torch.Generator().manual_seed(1),
         )
         makes = [(with_our_table, 1e-10)]
-        if prediction == "epsilon":
-            makes += [(lambda x, s: x, 1e-3)]  # as it comes
+        if prediction == predictions(s)[0]:
+            makes += [(as_it_comes, 1e-3)]
         for make, tolerance in makes:
             theirs = DDPMScheduler(
-                beta_schedule=schedule,
-                variance_type=variance[0],
-                clip_sample=clip,
-                prediction_type=prediction,
+                **their_fields(name, s, prediction, clip), variance_type=variance[0]
             )
             off = (their_walk(net, make(theirs, s), START) - ours).abs().max()
             assert off < tolerance, (variance, clip, prediction, float(off))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_ddim_where_the_steps_divide(schedule):
-    s = SCHEDULES[schedule]
+def first_root(theirs):
+    "What their first step with eta = 1 takes the root of: from no signal 0, but for rounding."
+    t = theirs.timesteps[0]
+    before = t - 1000 // theirs.num_inference_steps
+    abar = theirs.alphas_cumprod[before] if before >= 0 else theirs.final_alpha_cumprod
+    return 1 - abar - (theirs._get_variance(t, before) ** 0.5) ** 2
+
+
+@pytest.mark.parametrize("name, s", CASES, ids=WHICH)
+def test_ddim_where_the_steps_divide(name, s):
     exact = GaussianDenoiser(digits(), s)
     for eta, steps, clip, prediction in itertools.product(
-        (0.0, 1.0), (1, 10, 125), (True, False), _PREDICTION_TYPES
+        (0.0, 1.0), (1, 10, 125), (True, False), predictions(s)
     ):
         net = answering(exact, s, prediction)
         ours = ddim_sample(
-            NoiseFrom(net, s, _PREDICTION_TYPES[prediction]),
+            Denoiser(net, s, prediction),
             s,
             START,
-            steps,
-            eta,
-            clip,
-            generator=torch.Generator().manual_seed(1),
+            timestep_walk(s, steps),
+            noise_of_their_walk(),
+            eta=eta,
+            clip=clip,
         )
         # from cosine noise of abar_T = 2e-9, float32 x0 is a difference of numbers 20,000 times its size
-        loose = 1e-3 if clip or schedule == "linear" or steps > 1 else 1.0
-        for make, tolerance in ((lambda x, s: x, loose), (with_our_table, 1e-10)):
-            theirs = DDIMScheduler(
-                beta_schedule=schedule,
-                clip_sample=clip,
-                prediction_type=prediction,
-                timestep_spacing="trailing",
-            )
+        lost = name != "linear" and prediction == "noise" and steps == 1 and not clip
+        for make, tolerance in ((as_it_comes, 1.0 if lost else 1e-3), (with_our_table, 1e-10)):
+            theirs = DDIMScheduler(**their_fields(name, s, prediction, clip))
             theirs.set_timesteps(steps)
             x = their_walk(net, make(theirs, s), START, eta=eta, use_clipped_model_output=True)
-            assert (x - ours).abs().max() < tolerance, (eta, steps, clip, prediction)
+            if eta and s.zero_terminal_snr and first_root(theirs) < 0:
+                assert x.isnan().all() and ours.isfinite().all()
+                continue
+            off = (x - ours).abs().max()
+            assert off < tolerance, (eta, steps, clip, prediction, float(off))
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("name", TO_ZERO)
+def test_fifty_steps_from_no_signal_as_they_come(name, prediction):
+    "DDIM and ancestral, with their own tables in float32."
+    s = TO_ZERO[name]
+    net = answering(GaussianDenoiser(digits(), s), s, prediction)
+    ours, walk = Denoiser(net, s, prediction), timestep_walk(s, 50)
+    bound = dict(v=1e-5, x0=2e-5)[prediction]  # unclipped pixels reach 1.7, their tables 7 digits
+    for clip in (True, False):
+        fields = their_fields(name, s, prediction, clip)
+        for eta in (0.0, 1.0):
+            x = ddim_sample(ours, s, START, walk, noise_of_their_walk(), eta=eta, clip=clip)
+            theirs = DDIMScheduler(**fields)
+            theirs.set_timesteps(50)
+            y = their_walk(net, theirs, START, eta=eta, use_clipped_model_output=True)
+            assert (x - y).abs().max() < bound, (eta, clip)
+        x = ancestral_sample(ours, s, START, walk, noise_of_their_walk(), clip=clip)
+        theirs = DDPMScheduler(**fields)
+        theirs.set_timesteps(50)
+        y = their_walk(net, theirs, START)
+        assert (x - y).abs().max() < bound and y.std() > 0.1, clip
+
+
+def test_schedules_that_end_without_signal():
+    "By name and flag where diffusers has them, as betas otherwise; tables to rounding, both ways."
+    for name, s in TO_ZERO.items():
+        theirs = scheduler_to_diffusers(s, prediction="v")
+        c = theirs.config
+        assert (c.beta_schedule, c.rescale_betas_zero_snr, c.trained_betas) == (name, True, None)
+        assert float(theirs.alphas_cumprod[-1]) == 0
+        table, ours = theirs.alphas_cumprod.double(), s.alpha_cumprod[1:]
+        assert torch.allclose(table, ours, rtol=2e-5, atol=0)
+        assert torch.allclose(table.sqrt(), ours.sqrt(), rtol=0, atol=1e-6)
+        for kind in (DDPMScheduler, DDIMScheduler):
+            again, _ = scheduler_from_diffusers(kind.from_config(c))
+            assert again.config == s.config and torch.equal(again.beta, s.beta)
+    for s in (
+        SigmoidNoiseScheduler(zero_terminal_snr=True),
+        CosineNoiseScheduler(100, s=0.02, zero_terminal_snr=True),
+        NoiseScheduler([0.1, 0.2, 1.0]),
+        NoiseScheduler([1.0]),
+    ):
+        theirs = scheduler_to_diffusers(s, prediction="x0")
+        assert not theirs.config.rescale_betas_zero_snr and len(theirs.config.trained_betas)
+        assert torch.equal(scheduler_from_diffusers(theirs)[0].beta, s.beta)
+    betas = np.linspace(0.01, 0.2, 50) ** 2
+    for fields, plain in [
+        (dict(num_train_timesteps=50, trained_betas=betas), betas),
+        (
+            dict(beta_schedule="scaled_linear"),
+            DDPMScheduler(beta_schedule="scaled_linear").betas.double(),
+        ),
+    ]:
+        theirs = DDPMScheduler(**fields, rescale_betas_zero_snr=True, prediction_type="sample")
+        s, _ = scheduler_from_diffusers(theirs)
+        assert s.zero_terminal_snr
+        assert torch.equal(s.beta[1:], rescale_zero_terminal_snr(torch.as_tensor(plain)))
+        assert torch.allclose(
+            s.alpha_cumprod[1:], theirs.alphas_cumprod.double(), rtol=2e-5, atol=0
+        )
+
+
+def test_no_noise_prediction_where_no_signal_is_left():
+    for theirs in (
+        DDPMScheduler(rescale_betas_zero_snr=True),
+        DDIMScheduler(rescale_betas_zero_snr=True),
+        DDPMScheduler(2, trained_betas=[0.5, 1.0]),
+    ):
+        with pytest.raises(
+            ValueError, match="prediction_type: expected sample, v_prediction; got 'epsilon'"
+        ):
+            scheduler_from_diffusers(theirs)
+    with pytest.raises(ValueError, match="prediction: expected x0 or v, since .*; got 'noise'"):
+        scheduler_to_diffusers(TO_ZERO["linear"])
 
 
 def pipeline_pictures(pipeline, n, steps):
@@ -317,44 +434,44 @@ def test_a_trained_network_draws_the_same_pictures_in_diffusers(tmp_path, run, t
     seeds = [stream(0, i).initial_seed() for i in range(4)]
     run("python", "-c", IN_A_FRESH_PROCESS, tmp_path / "pipeline", 1000, *seeds, cwd=tmp_path)
     theirs = 2 * torch.load(tmp_path / "x.pt") - 1
-    model, scheduler = load_checkpoint(tmp_path / "run")
-    ours = sample(model, scheduler, 4, variance="beta")
+    denoiser = load_denoiser(tmp_path / "run")
+    model, scheduler = denoiser.net, denoiser.scheduler
+    ours = sample(denoiser, 4, steps=1000, **ALONG, variance="beta")
     assert (ours - theirs).abs().max() * 127.5 < 1 and ours.std() > 0.1
     assert (tmp_path / "x.png").stat().st_size > 50
     done = run("ddpm-import", tmp_path / "pipeline", tmp_path / "back", "--data", "digits")
     assert "--variance beta" in done.stdout
-    again, schedule = load_checkpoint(tmp_path / "back")
-    assert schedule.config == scheduler.config and again.config == model.config
+    back = load_denoiser(tmp_path / "back")
+    assert back.scheduler.config == scheduler.config and back.net.config == model.config
     kept = json.loads((tmp_path / "back/step-0000000/config.json").read_text())
     assert kept["data"]["name"] == "digits"
-    back = again.state_dict()
+    assert kept["prediction"] == back.prediction == "noise"
+    back = back.net.state_dict()
     assert all(torch.equal(v, back[k]) for k, v in model.state_dict().items())
     assert not diagnose(str(tmp_path / "back")).wrong  # an import is a checkpoint like any other
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
 def test_shipped_weights_draw_the_same_pictures(name):
-    model, scheduler = load_pretrained(name)
-    ours = sample(model, scheduler, 2, steps=20)
-    theirs = pipeline_pictures(DDPMPipeline(*to_diffusers(model, scheduler)), 2, 20)
+    denoiser = load_denoiser(name)
+    ours = sample(denoiser, 2, steps=20, **ALONG)
+    theirs = pipeline_pictures(DDPMPipeline(*to_diffusers(denoiser)), 2, 20)
     assert (ours - theirs).abs().max() * 127.5 < 1
 
 
 @pytest.mark.parametrize("steps", [7, 20, 61])
 def test_large_variance_ends_without_noise(steps):
     "fixed_large with a spacing that does not end at 0 would put noise on the pictures."
-    model, scheduler = load_pretrained("digits")
-    pipeline = DDPMPipeline(*to_diffusers(model, scheduler, "beta"))
+    denoiser = load_denoiser("digits")
+    pipeline = DDPMPipeline(*to_diffusers(denoiser, "beta"))
     theirs = pipeline_pictures(pipeline, 2, steps)
     walk = [t + 1 for t in pipeline.scheduler.timesteps.tolist()] + [0]
     assert walk[0] == 1000 and len(walk) == steps + 1
     streams = [stream(0, i) for i in range(2)]
-
-    def step(x, noise_pred, t, t_prev):
-        return scheduler.sample_prev_timestep(x, noise_pred, t, t_prev, "beta", generator=streams)
-
     x = torch.stack([torch.randn(1, 8, 8, generator=g) for g in streams])
-    assert (reverse_walk(model, x, walk, step) - theirs).abs().max() * 127.5 < 1
+    noise = partial(randn_like, generator=streams)
+    ours = ancestral_sample(denoiser, denoiser.scheduler, x, walk, noise, variance="beta")
+    assert (ours - theirs).abs().max() * 127.5 < 1
 
 
 def test_modes_dtypes_and_ddim():
@@ -365,52 +482,87 @@ def test_modes_dtypes_and_ddim():
         again = unet_from_diffusers(unet)
         assert again.training == training and again.stem.weight.dtype == dtype
         assert all(p.dtype == dtype for p in again.parameters())
-    assert from_diffusers(DDPMPipeline(unet, DDPMScheduler()))[0].stem.weight.dtype == torch.float32
+    came, _ = from_diffusers(DDPMPipeline(unet, DDPMScheduler()))
+    assert came.net.stem.weight.dtype == torch.float32
+    assert not any(m.training for m in came.modules())
     ddim = DDIMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
-    model, scheduler = load_pretrained("digits")
-    again, schedule, how = from_diffusers(DDPMPipeline(unet_to_diffusers(model), ddim))
-    assert how == dict(clip=True, method="ddim") and schedule.config == scheduler.config
-    x = sample(again, schedule, 2, steps=5, **how)
-    assert (x - sample(model, scheduler, 2, steps=5, method="ddim")).abs().max() < 1e-4
+    denoiser = load_denoiser("digits")
+    again, how = from_diffusers(DDPMPipeline(unet_to_diffusers(denoiser.net), ddim))
+    assert how == dict(method="ddim", spacing="uniform", clip=True)
+    assert again.scheduler.config == denoiser.scheduler.config
+    x = sample(again, 2, steps=5, **how)
+    y = sample(denoiser, 2, steps=5, method="ddim", spacing="uniform")
+    assert (x - y).abs().max() < 1e-4
     logs = DDPMScheduler(variance_type="fixed_small_log")
-    assert from_diffusers(DDPMPipeline(unet, logs))[2]["variance"] == "beta_tilde"
+    assert from_diffusers(DDPMPipeline(unet, logs))[1]["variance"] == "beta_tilde"
 
 
-def test_other_predictions_come_in_as_noise(tmp_path):
-    s = CosineNoiseScheduler()
-    unet = awaken(UNet2DModel(**NAMED["one head of 8 channels in four"]), 0.02)
-    for prediction in _PREDICTION_TYPES:
-        theirs = DDPMScheduler(
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type=prediction,
-            timestep_spacing="trailing",
-        )
-        pipeline = DDPMPipeline(unet, theirs)
+def test_the_order_of_memory_is_each_librarys_own():
+    "channels_last here, as `load_denoiser` has it; contiguous there."
+    there, _ = to_diffusers(load_denoiser("digits"))
+    assert all(p.is_contiguous() for p in there.parameters())
+    for net in (
+        unet_from_diffusers(there),
+        from_diffusers(DDPMPipeline(there, DDPMScheduler()))[0].net,
+    ):
+        kernels = [p for p in net.parameters() if p.ndim == 4]
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+@pytest.mark.parametrize("name, s", CASES[1:], ids=WHICH[1:])
+def test_every_prediction_goes_both_ways(name, s, tmp_path):
+    "As a pipeline, as its folder, as a checkpoint and out again: the same pictures everywhere."
+    unet = awaken(UNet2DModel(**NAMED["one head of 8 channels in four"]), 0.2)
+    for prediction in predictions(s):
+        pipeline = DDPMPipeline(unet, DDPMScheduler(**their_fields(name, s, prediction, True)))
         pipeline.save_pretrained(tmp_path / prediction)
-        for source in (pipeline, tmp_path / prediction, str(tmp_path / prediction)):
-            model, scheduler, how = from_diffusers(source)
-            assert scheduler.config == s.config and how == dict(variance="beta_tilde", clip=True)
-        ours = sample(model, scheduler, 2, steps=10, **how)  # the config's size is known
-        assert (ours - pipeline_pictures(pipeline, 2, 10)).abs().max() * 127.5 < 1, prediction
+        theirs = pipeline_pictures(pipeline, 2, 10)
+        assert theirs.std() > 0.1
+        checkpoint, how = import_pipeline(tmp_path / prediction, tmp_path / f"{prediction}_run")
+        assert how == dict(ALONG, variance="beta_tilde", clip=True)
+        kept = json.loads((checkpoint / "config.json").read_text())
+        assert kept["prediction"] == prediction and kept["scheduler"] == s.config
+        came = [from_diffusers(x)[0] for x in (pipeline, str(tmp_path / prediction))]
+        for denoiser in (*came, load_denoiser(checkpoint)):
+            assert (denoiser.prediction, denoiser.scheduler.config) == (prediction, s.config)
+            ours = sample(denoiser, 2, steps=10, **how)  # the config's size is known
+            assert (ours - theirs).abs().max() * 127.5 < 0.1, prediction
+        out = export_checkpoint(checkpoint, tmp_path / f"{prediction}_out")
+        again = pipeline_pictures(DDPMPipeline.from_pretrained(out), 2, 10)
+        assert torch.equal(again, theirs), prediction
+
+
+def test_the_commands_carry_v(tmp_path, run):
+    "A v-predicting pipeline without signal at T, imported and exported by the commands."
+    unet = awaken(UNet2DModel(**NAMED["one head of 8 channels in four"]), 0.2)
+    theirs = DDPMScheduler(**their_fields("linear", TO_ZERO["linear"], "v", True))
+    DDPMPipeline(unet, theirs).save_pretrained(tmp_path / "v")
+    run("ddpm-import", tmp_path / "v", tmp_path / "run", HF_HUB_OFFLINE="1")
+    run("ddpm-export", tmp_path / "run", tmp_path / "again")
+    said = json.loads((tmp_path / "again/scheduler/scheduler_config.json").read_text())
+    assert said["prediction_type"] == "v_prediction" and said["rescale_betas_zero_snr"] is True
+    before = pipeline_pictures(DDPMPipeline(unet, theirs), 2, 5)
+    after = pipeline_pictures(DDPMPipeline.from_pretrained(tmp_path / "again"), 2, 5)
+    assert torch.equal(before, after)
 
 
 def test_every_beta_of_theirs(tmp_path):
-    for schedule in ("linear", "squaredcos_cap_v2", "scaled_linear", "sigmoid"):
+    for schedule in ("linear", "squaredcos_cap_v2", "scaled_linear", "sigmoid", "laplace"):
         theirs = DDPMScheduler(beta_schedule=schedule)
         pipeline = DDPMPipeline(UNet2DModel(**NAMED["one head of 8 channels in four"]), theirs)
-        _, s, _ = from_diffusers(pipeline)
+        s = from_diffusers(pipeline)[0].scheduler
         assert torch.allclose(
             s.alpha_cumprod[1:], theirs.alphas_cumprod.double(), rtol=2e-5, atol=0
         )
+        ours = dict(linear="linear", squaredcos_cap_v2="cosine").get(schedule, "custom")
+        assert s.config["schedule"] == ours  # their sigmoid is another curve than ours
     betas = np.linspace(0.03, 0.2, 77) ** 2
     given = DDPMScheduler(77, trained_betas=betas)  # an array, as its documentation says
     assert torch.equal(scheduler_from_diffusers(given)[0].beta[1:], torch.from_numpy(betas))
     odd = NoiseScheduler(betas)
     scheduler_to_diffusers(odd).save_pretrained(tmp_path)
-    (again,) = [
-        from_diffusers(DDPMPipeline(pipeline.unet, DDPMScheduler.from_pretrained(tmp_path)))[1]
-    ]
-    assert torch.equal(again.beta, odd.beta)
+    again, _ = from_diffusers(DDPMPipeline(pipeline.unet, DDPMScheduler.from_pretrained(tmp_path)))
+    assert torch.equal(again.scheduler.beta, odd.beta)
 
 
 def test_what_may_go_wrong(tmp_path, run):
@@ -429,7 +581,7 @@ def test_what_may_go_wrong(tmp_path, run):
     for theirs, message in [
         (
             DDPMScheduler(rescale_betas_zero_snr=True),
-            "rescale_betas_zero_snr: expected False; got True",
+            "prediction_type: expected sample, v_prediction; got 'epsilon'",
         ),
         (DDPMScheduler(clip_sample_range=2.0), "clip_sample_range: expected 1; got 2.0"),
         (
@@ -443,7 +595,7 @@ def test_what_may_go_wrong(tmp_path, run):
     with pytest.raises(ValueError, match="scheduler: expected .* got NoneType .* got NoneType"):
         from_diffusers(42)
     for fields, message in [
-        (dict(sample_size=1), "sample_size: expected .* a multiple of 2; got 1"),
+        (dict(sample_size=1), "sample_size: expected .*, multiples of 2; got 1"),
         (dict(block_out_channels=(32, 64, 64)), "block_out_channels: expected one a level, 2"),
         (dict(swiglu=True), "swiglu: expected 'no such field'; got True"),
     ]:
@@ -458,10 +610,15 @@ def test_what_may_go_wrong(tmp_path, run):
     with pytest.raises(
         ValueError, match="scheduler: expected a ddpm_nb NoiseScheduler; got DDPMScheduler"
     ):
-        to_diffusers(unet_from_diffusers(unet), DDPMScheduler())
+        scheduler_to_diffusers(DDPMScheduler())
     with pytest.raises(ValueError, match="model: expected a ddpm_nb UNet; got Linear"):
-        to_diffusers(torch.nn.Linear(1, 1), SCHEDULES["linear"])
-    DDPMPipeline(unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(
+        to_diffusers(Denoiser(torch.nn.Linear(1, 1), SCHEDULES["linear"]))
+    with pytest.raises(ValueError, match="denoiser: expected a ddpm_nb Denoiser; got UNet"):
+        to_diffusers(unet_from_diffusers(unet))
+    with pytest.raises(ValueError, match="prediction: expected one of noise, x0, v; got 'score'"):
+        scheduler_to_diffusers(SCHEDULES["linear"], prediction="score")
+    gelu = UNet2DModel(**NAMED["one head of 8 channels in four"] | dict(act_fn="gelu"))
+    DDPMPipeline(gelu, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(
         tmp_path / "v"
     )
     (tmp_path / "full").mkdir()
@@ -477,7 +634,7 @@ def test_what_may_go_wrong(tmp_path, run):
         with pytest.raises(ValueError, match=message):
             call(*args)
     done = run("ddpm-import", tmp_path / "v", tmp_path / "x", code=2, HF_HUB_OFFLINE="1")
-    assert done.stderr.splitlines()[-1].endswith("this one predicts v")
+    assert done.stderr.splitlines()[-1].endswith("act_fn: expected 'silu'; got 'gelu'")
     assert not (tmp_path / "x").exists() and (tmp_path / "full" / "mine.txt").is_file()
     assert not list(tmp_path.glob(".tmp-*"))
 
@@ -580,9 +737,10 @@ def test_folders_as_they_were_published_in_2022(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    model, scheduler, how = from_diffusers(tmp_path)
-    assert how == dict(variance="beta", clip=True)
-    assert scheduler.config == LinearNoiseScheduler(1000, 1e-4, 0.02).config
+    denoiser, how = from_diffusers(tmp_path)
+    assert how == dict(ALONG, variance="beta", clip=True)
+    assert denoiser.scheduler.config == LinearNoiseScheduler(1000, 1e-4, 0.02).config
+    assert denoiser.prediction == "noise"
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([1, 900])
     with torch.no_grad():
-        assert apart(model(x, t), unet(x, t - 1).sample) < 1e-5
+        assert apart(denoiser.answer(x, t), unet(x, t - 1).sample) < 1e-5

@@ -145,7 +145,7 @@ def test_an_interrupted_cell_leaves_the_kernel_usable(tmp_path):
         assert reply["content"]["ename"] == "TrainingStopped", reply[
             "content"
         ]  # a stop that has been saved
-        check = "from ddpm_nb.runs import load_checkpoint; from ddpm_nb.sample import sample; m, s = load_checkpoint(out); print(sample(m, s, 2, steps=3).shape)"
+        check = "from ddpm_nb.runs import load_denoiser; from ddpm_nb.sample import sample; print(sample(load_denoiser(out), 2, steps=3).shape)"
         for _ in range(20):  # right after an error a kernel may drop what is sent to it
             seen = []
             done = client.execute_interactive(check, timeout=60, output_hook=seen.append)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from ddpm_nb.blocks import SelfAttention, group_count
 from ddpm_nb.embedding import TimeEmbedding, timestep_embedding
@@ -52,6 +53,12 @@ def test_the_grader_of_skips():
     assert "order in which they are taken off" in grade(lambda c: right(c)[::-1])
     assert grade(lambda c: None).startswith("Not yet")
 
+    def always_two(c):
+        dims = [c.base_dim * m for m in c.dim_multiply]
+        return [c.base_dim] + [d for dim in dims for d in [dim] * 3][:-1]
+
+    assert "num_res_blocks is 3" in grade(always_two)
+
 
 def test_the_grader_of_a_blocks_parameters():
     _, grade, right = on_page("unet", "count", "grade_resnet_parameters", "resnet_parameters")
@@ -76,6 +83,13 @@ def test_the_grader_of_a_blocks_parameters():
          "dim_multiply: expected whole numbers of at least 1, one a level; got ()"),
         ((8, [1, 2], [], 33), dict(norm_num_groups=7, attention_head_dim=7),
          "base_dim: expected an even number of at least 4; got 33"),
+        ((8, [1, 2], [1], 32), dict(num_res_blocks=0),
+         "num_res_blocks: expected a whole number of at least 1; got 0"),
+        (([4, 0], [1, 2], [1], 32), {},
+         "lowest_resolution_size: expected a whole number of at least 1, or (h, w); got (4, 0)"),
+        (((4, 6, 8), [1, 2], [1], 32), dict(num_res_blocks=True),
+         "lowest_resolution_size: expected a whole number of at least 1, or (h, w); "
+         "got (4, 6, 8) | num_res_blocks: expected a whole number of at least 1; got True"),
     ],
 )  # fmt: skip
 def test_a_config_is_refused(fields_, named, said):
@@ -87,7 +101,7 @@ def test_a_config_is_refused(fields_, named, said):
 def test_a_config_names_every_wrong_field():
     wrong = dict(
         attention_head_dim=0, norm_num_groups=-1, norm_eps=1, downsample_padding=2,
-        flip_sin_to_cos=1, freq_shift=2)  # fmt: skip
+        flip_sin_to_cos=1, freq_shift=2, num_res_blocks=1.5)  # fmt: skip
     with pytest.raises(ValueError) as e:
         ModelConfig("8", 2, [-1], 33, channels=True, dropout=1, **wrong)
     said = str(e.value).split(" | ")
@@ -128,6 +142,74 @@ def test_the_network_refuses_what_it_cannot_take():
             net(*args)
         assert said in str(e.value)
     assert net(torch.zeros(2, 3, 24, 8), t).shape == (2, 3, 24, 8)
+
+
+def resnet(a, b, time):
+    """Parameters of a residual block: two norms, two convolutions, the time's Linear, a shortcut."""
+    shortcut = (a * b + b) * (a != b)
+    return 2 * a + 2 * b + 9 * a * b + b + 9 * b * b + b + time * b + b + shortcut
+
+
+def attention(c):
+    """Parameters of self-attention: a norm, and the 1x1 convolutions to q, k, v and out."""
+    return 2 * c + 4 * (c * c + c)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_other_numbers_of_blocks_a_level(n):
+    """Counted by hand, wired as the flat forward pass says, and without a part that does nothing."""
+    names = ("awake", "flat_forward", "lose")
+    awake, flat_forward, lose = on_page("unet", *names)
+    config = ModelConfig((4, 6), (1, 2), (1,), 8, num_res_blocks=n)
+    net = awake(config)
+    a, b, time = 8, 16, 32  # the levels' widths and the time's
+    embedding = 8 * time + time + time * time + time
+    outside = embedding + (9 * 3 * a + a) + 2 * a + (9 * a * 3 + 3)
+    down = n * resnet(a, a, time) + (9 * a * a + a)
+    down += resnet(a, b, time) + (n - 1) * resnet(b, b, time) + n * attention(b)
+    middle = 2 * resnet(b, b, time) + attention(b)
+    up = n * resnet(2 * b, b, time) + resnet(b + a, b, time) + (n + 1) * attention(b)
+    up += 9 * b * b + b + resnet(b + a, a, time) + n * resnet(2 * a, a, time)
+    assert sum(p.numel() for p in net.parameters()) == outside + down + middle + up
+
+    x = torch.randn(2, *config.picture_shape, generator=torch.Generator().manual_seed(0))
+    t, skips = torch.tensor([1, 700]), 2 * (n + 1)
+    out, flat = net(x, t), flat_forward(net, x, t)
+    assert out.shape == x.shape == (2, 3, 8, 12) and torch.equal(out, flat)
+    for k in range(skips):
+        assert (flat_forward(net, x, t, lose(k)) - out).abs().max() > 1e-3
+    with pytest.raises(IndexError):
+        flat_forward(net, x, t, lose(skips))
+    out.square().mean().backward()
+    assert all(p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_two_blocks_a_level_are_what_shipped_weights_are_of(name):
+    """The names and shapes of all weights are those of before; configs from before say nothing of the new fields."""
+    folder = ROOT / "ddpm_nb" / "weights" / name
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+    saved.pop("num_res_blocks", None)
+    config = ModelConfig.from_dict(saved)
+    assert config.num_res_blocks == 2 and list(config.to_dict())[-1] == "num_res_blocks"
+    with torch.device("meta"):
+        net = UNet(config)
+    ours = {k: list(v.shape) for k, v in net.state_dict().items()}
+    with safe_open(folder / "model.safetensors", "pt") as f:
+        theirs = {k: f.get_slice(k).get_shape() for k in f.keys()}
+    assert ours == theirs
+
+
+def test_a_pair_says_what_a_number_says():
+    square, pair = (ModelConfig(size, [1, 2, 2], [1], 16) for size in (4, (4, 4)))
+    assert (square.picture_size, pair.picture_size) == (16, (16, 16))
+    assert square.picture_shape == pair.picture_shape == (3, 16, 16)
+    wide = ModelConfig.preset("digits", lowest_resolution_size=[4, 6])
+    assert wide.lowest_resolution_size == (4, 6) and wide.picture_size == (8, 12)
+    assert wide.picture_shape == (1, 8, 12)
+    text = json.dumps(wide.to_dict())
+    assert '"lowest_resolution_size": [4, 6]' in text
+    assert ModelConfig.from_dict(json.loads(text)) == wide
 
 
 # --- 04: the blocks

@@ -2,14 +2,17 @@
 
 import contextlib
 import io
+import json
 import math
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from cells import run_cells
 from PIL import Image
-from scipy.optimize import brentq
 from sklearn.datasets import load_digits
 
 from ddpm_nb.data import (
@@ -32,29 +34,38 @@ from ddpm_nb.data import (
     load_labels,
     to_model_range,
 )
+from ddpm_nb.objective import Denoiser, eval_mode
 from ddpm_nb.runs import (
     StopSignal,
     _write_tensors,
     checkpoints,
     find_checkpoint,
-    load_checkpoint,
-    load_pretrained,
+    load_denoiser,
     load_x0_error,
     open_run,
     read_checkpoint,
     save_checkpoint,
 )
-from ddpm_nb.sample import SAMPLERS, ddim_sample, ddim_step, sample, timestep_walk
-from ddpm_nb.scheduler import LinearNoiseScheduler
+from ddpm_nb.sample import (
+    SAMPLERS,
+    SPACINGS,
+    _NoiseAhead,
+    ancestral_sample,
+    ddim_sample,
+    sample,
+    timestep_walk,
+)
+from ddpm_nb.scheduler import VARIANCES, LinearNoiseScheduler, stream
+from ddpm_nb.unet import ModelConfig, UNet
 
 linear = LinearNoiseScheduler()
 
 
 def refused(message, call, *args, **kwargs):
-    """The call raises a ValueError that says this."""
+    """The call raises a ValueError that says this, in one line."""
     with pytest.raises(ValueError) as said:
         call(*args, **kwargs)
-    assert message in str(said.value)
+    assert message in str(said.value) and "\n" not in str(said.value)
 
 
 # --- 06: data
@@ -136,11 +147,17 @@ def test_folder_refuses(folder):
         "size: must be given, the pictures in mixed differ: 0.png is 64", PictureFolder, "mixed"
     )
     refused("size: expected a number of pixels", PictureFolder, "mixed", (32, 0))
+    refused("size: expected a number of pixels", PictureFolder, "mixed", "32")
+    refused("too small for 32 x 80", PictureFolder, "mixed", (32, 80))
     refused("bomb.png", PictureFolder, "bomb", 32)
     data = PictureFolder("mixed", 32)
     assert len(data) == 5 and list(data.skipped) == ["9.png"] and data.channels == 3
     assert data.inexact == "5 of 5 were resized to 32 x 32"
     assert PictureFolder("mixed", 64).inexact == "4 of 5 were resized to 64 x 64"
+    wide = PictureFolder("mixed", (32, 64))  # 64 x 64 is cut in height alone, the others shrink
+    assert wide.inexact == "4 of 5 were resized to 32 x 64" and wide[1].shape == (3, 32, 64)
+    first = torch.from_numpy(np.array(Image.open("mixed/0.png"))).permute(2, 0, 1)
+    assert torch.equal(wide[0], first[:, 16:48])
     assert torch.equal(data[-1], data[4])
     with pytest.raises(IndexError):
         data[5]
@@ -152,7 +169,12 @@ def test_load_data_refuses(folder):
     refused("FFHQ: expected a folder", load_data, "FFHQ", data_dir="elsewhere")
     refused("split: expected one of train, test, all", load_data, "digits", split="no-such-split")
     refused("split: expected a folder", load_data, "mixed", split="test")
-    refused("size: digits has pictures of 8 x 8", load_data, "digits", size=32)
+    refused("size: expected that of digits, 8 x 8; got 32 x 32", load_data, "digits", size=32)
+    bytes_ = torch.zeros(3, 1, 8, 12, dtype=torch.uint8)
+    refused("that of pictures, 8 x 12; got 12 x 8", load_data, bytes_, size=(12, 8))
+    assert load_data(bytes_, size=[8, 12]).size == (8, 12)  # a list, as JSON has it
+    for size in ("8", 8.5, True, (8, 8, 8), (8, 12.0)):
+        refused("size: expected a number of pixels, or (h, w); got", load_data, bytes_, size=size)
     refused("channels: digits has 1", load_data, "digits", channels=3)
     refused("channels: expected 1 or 3", load_data, "digits", channels=2)
     refused("looks like [0, 1]", load_data, torch.rand(3, 1, 8, 8))
@@ -188,20 +210,14 @@ def test_grader_of_noise_share():
     assert "nothing was returned" in grade(lambda *a: None)
 
 
-def test_grader_of_heun_step():
-    starts = "class Mixture", "def quantiles", "def grade_heun_step", "def heun_step"
-    page = run_cells("07_sampling.ipynb", *starts[:1], torch=torch, math=math)
-    names = dict(np=np, brentq=brentq, linear=linear, q=np.linspace(0.01, 0.99, 20))
-    page |= names | dict(toy=page["Mixture"](linear))
-    page = run_cells("07_sampling.ipynb", *starts[1:], **page)
-    grade, right = page["grade_heun_step"], page["heun_step"]
+def test_grader_of_eta_of_beta():
+    starts = "def grade_eta_of_beta", "def eta_of_beta"
+    page = run_cells("07_sampling.ipynb", *starts, linear=linear)
+    grade, right = page["grade_eta_of_beta"], page["eta_of_beta"]
     assert grade(right).startswith("Correct")
-
-    def euler(s, model, xt, t, t_prev):
-        return ddim_step(s, xt, model(xt, torch.tensor([t])), t, t_prev, clip=False)[0]
-
-    assert "Euler's" in grade(euler)
-    assert "does not fall" in grade(lambda s, model, xt, t, t_prev: xt)
+    assert "ratio of the variances" in grade(lambda *a: right(*a) ** 2)
+    assert "upside down" in grade(lambda *a: 1 / right(*a))
+    assert "expected 1." in grade(lambda *a: 1.0)
     assert "nothing was returned" in grade(lambda *a: None)
 
 
@@ -211,21 +227,143 @@ def zeros(xt, t):
 
 def test_sampling_refuses():
     for steps in (0, 1001):
-        refused("steps: expected 1..1000", timestep_walk, 1000, steps)
-    refused("eta: expected a number in 0..1", ddim_sample, zeros, linear, torch.zeros(1), 2, eta=2)
-    given = dict(model=zeros, scheduler=linear, n=4, shape=(1, 2, 2), steps=2)
+        refused(
+            "steps: expected 1..1000 (where the walk starts); got", timestep_walk, linear, steps
+        )
+    refused("steps: expected 1..300 (where the walk", timestep_walk, linear, 301, t_start=300)
+    refused("t: expected steps in 1..1000; got 0", timestep_walk, linear, t_start=0)
+    named = f"spacing: expected one of {', '.join(SPACINGS)}; got 'no-such-spacing'"
+    refused(named, timestep_walk, linear, 5, "no-such-spacing")
+    xt, walk = torch.zeros(1), [1000, 500, 0]
+    for eta in (-0.1, 2):
+        refused("eta: expected a number in 0..1", ddim_sample, zeros, linear, xt, walk, eta=eta)
+    named = f"variance: expected one of {', '.join(VARIANCES)}, or the error of the guess of x0"
+    for bad in ("no-such-variance", None, torch.zeros(1000)):
+        refused(named, ancestral_sample, zeros, linear, xt, walk, variance=bad)
+    given = dict(denoiser=zeros, scheduler=linear, n=4, shape=(1, 2, 2), steps=2)
     named = f"method: expected one of {', '.join(SAMPLERS)}; got 'no-such-sampler'"
     refused(named, sample, **given | dict(method="no-such-sampler"))
+    named = f"spacing: expected one of {', '.join(SPACINGS)}; got 'no-such-spacing'"
+    refused(named, sample, **given | dict(spacing="no-such-spacing"))
     refused("n and batch_size: expected at least 1; got 0 and 64", sample, **given | dict(n=0))
     refused("got 4 and 0", sample, **given | dict(batch_size=0))
-    refused("shape: expected (c, h, w) for a model without", sample, **given | dict(shape=None))
     refused("steps: expected 1..1000", sample, **given | dict(steps=1001))
     refused("precision: expected one of", sample, **given | dict(precision="no-such-precision"))
 
 
+def test_arguments_that_no_sampler_takes():
+    """Named, with what the sampler does take; what `sample` sees to itself is not among it."""
+    given = dict(denoiser=zeros, scheduler=linear, n=2, shape=(1, 2, 2), steps=2)
+    message = "no_such_thing: expected what 'ancestral' takes, clip, variance; got 5"
+    refused(message, sample, **given, method="ancestral", no_such_thing=5)
+    message = "variance: expected what 'ddim' takes, clip, eta; got 'beta'"
+    refused(message, sample, **given, method="ddim", variance="beta")
+    for method in SAMPLERS:
+        for own in ("no_such_thing", "xt", "walk", "noise", "generator"):
+            refused(f"{own}: expected what", sample, **given, method=method, **{own: 1})
+        assert sample(**given, method=method, clip=False).shape == (2, 1, 2, 2)
+
+
+def test_denoisers_that_do_not_say():
+    """A plain function knows neither schedule nor shape, a Denoiser of a plain network no shape."""
+    message = "{}: expected {}, for a denoiser that does not say; got None"
+    one, shape = message.format("scheduler", "one"), message.format("shape", "(c, h, w)")
+    refused(one, sample, zeros, 4)
+    refused(one, sample, zeros, 4, shape=(1, 2, 2))
+    refused(shape, sample, zeros, 4, scheduler=linear)
+    refused(shape, sample, Denoiser(zeros, linear), 4)
+    known = Denoiser(UNet(ModelConfig(4, (1, 2), (), 8, channels=3)), linear)
+    assert sample(known, 2, steps=1).shape == (2, 3, 8, 8)
+    assert sample(known, 2, shape=(3, 4, 8), steps=1).shape == (2, 3, 4, 8)
+    other = sample(known, 2, scheduler=LinearNoiseScheduler(50), steps=2)
+    assert not torch.equal(other, sample(known, 2, steps=2))
+
+
+class Dropping(torch.nn.Module):
+    """A network whose answers depend on its mode, with parts in modes of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.frozen = torch.nn.Dropout(0.5), torch.nn.Dropout(0.5).eval()
+        self.seen = []
+
+    def forward(self, x, t):
+        self.seen.append(tuple(m.training for m in self.modules()))
+        return self.frozen(self.trained(x))
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_sample_draws_without_dropout_and_puts_every_mode_back(method):
+    net = Dropping()
+    denoiser = Denoiser(net, linear, "x0")
+    modes = [m.training for m in denoiser.modules()]
+    assert modes == [True, True, True, False]
+    given = dict(n=3, shape=(1, 4, 4), steps=4, method=method)
+    trained = sample(denoiser, **given)
+    assert set(net.seen) == {(False, False, False)}
+    assert [m.training for m in denoiser.modules()] == modes
+    assert torch.equal(trained, sample(denoiser.eval(), **given))
+    assert not any(m.training for m in denoiser.modules())
+    denoiser.train()
+    net.frozen.eval()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(denoiser, **given, callback=interrupt)
+    assert [m.training for m in denoiser.modules()] == modes
+    with eval_mode(zeros):  # a function has no modes
+        pass
+
+
+@pytest.mark.parametrize("n, draws", [(1, 1), (3, 5)])
+def test_noise_drawn_ahead_is_the_streams_own(n, draws):
+    """However slow the reader is, draw k of picture i is the k-th of its own stream."""
+    shape = 2, 3, 4
+    with _NoiseAhead([stream(7, i) for i in range(n)], shape, "cpu", draws) as noise:
+        drawn = []
+        for k in range(draws):
+            if k == 1:
+                time.sleep(0.05)
+            drawn.append(noise(torch.empty(n, *shape)))
+        with pytest.raises(RuntimeError, match="no noise is left"):
+            noise()
+    for i in range(n):
+        g = stream(7, i)
+        for k in range(draws):
+            assert torch.equal(drawn[k][i], torch.randn(shape, generator=g)), (i, k)
+    assert all(x.dtype == torch.float32 for x in drawn)
+
+
+def test_sample_takes_start_and_steps_from_the_pictures_stream():
+    """Ancestral steps written out, with a generator for each picture: the same pictures."""
+    half = lambda xt, t: 0.5 * xt  # noqa: E731
+    x = sample(
+        half,
+        3,
+        scheduler=linear,
+        shape=(1, 2, 2),
+        steps=3,
+        method="ancestral",
+        spacing="uniform",
+        seed=4,
+    )
+    assert timestep_walk(linear, 3) == [1000, 667, 333, 0]
+    walk = timestep_walk(linear, 3)
+    for i in range(3):
+        g = stream(4, i)
+        xt = torch.randn(1, 2, 2, generator=g)
+        for t, t_prev in zip(walk[:-1], walk[1:], strict=True):
+            mean, variance = linear.posterior_mean_variance((0.5 * xt).clamp(-1, 1), xt, t, t_prev)
+            xt = mean + variance**0.5 * torch.randn(1, 2, 2, generator=g) if t_prev else mean
+        torch.testing.assert_close(x[i], xt.clamp(-1, 1), rtol=0, atol=1e-6)
+
+
 def test_bar_of_sample():
     """There is none unless it is asked for, and an interrupted call closes it."""
-    given = dict(model=zeros, scheduler=linear, n=2, shape=(1, 2, 2), steps=3)
+    given = dict(denoiser=zeros, scheduler=linear, n=2, shape=(1, 2, 2), steps=3)
+    given |= dict(method="ancestral")
     with contextlib.redirect_stderr(io.StringIO()) as bar:
         sample(**given)
     assert bar.getvalue() == ""
@@ -329,11 +467,20 @@ def test_grader_of_replace_text():
 
 
 def test_checkpoints_refuse(tmp_path):
-    refused("name: expected one of digits", load_pretrained, "no-such-network")
+    message = "checkpoint: expected a run folder, a step folder or one of digits"
+    refused(message, load_denoiser, "no-such-network")
+    refused(
+        "weights: expected ema or raw; got 'no-such-weights'",
+        load_denoiser,
+        "digits",
+        "cpu",
+        "no-such-weights",
+    )
+    refused("weights: expected ema for", load_denoiser, "digits", weights="raw")
     refused("there is no folder", find_checkpoint, tmp_path / "nowhere")
     refused("holds none", find_checkpoint, tmp_path)
     config = {part: {} for part in ("model", "scheduler", "data")} | dict(
-        training=dict(max_steps=100)
+        training=dict(max_steps=100), prediction="noise"
     )
     run = tmp_path / "run"
     assert open_run(run, config, resume=False) is None
@@ -349,7 +496,31 @@ def test_checkpoints_refuse(tmp_path):
     (tmp_path / "file").write_text("in the way")
     refused("out_dir: cannot write to", open_run, tmp_path / "file", config, resume=False)
     (path / "model.safetensors").unlink()
-    refused("cannot be read", load_checkpoint, run)
+    refused("cannot be read", load_denoiser, run)
+
+
+def test_a_run_of_the_first_edition_is_sampled_but_not_gone_on_with(tmp_path):
+    """Its config has no prediction: the noise is meant, and its random numbers were others."""
+    config, scheduler = ModelConfig(4, (1, 2), (), 8, channels=1), LinearNoiseScheduler()
+    net = UNet(config)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    saved = dict(model=json.loads(json.dumps(asdict(config))), scheduler=scheduler.config, data={})
+    saved |= dict(training=dict(max_steps=100))
+    tensors = dict(model=net.state_dict(), training=dict(x=torch.ones(2)))
+    save_checkpoint(tmp_path, 100, tensors, saved, keep=3)
+    denoiser = load_denoiser(tmp_path)
+    assert denoiser.prediction == "noise" and not denoiser.training
+    xt, t = torch.randn(2, 1, 8, 8), torch.tensor([5, 700])
+    expected = scheduler.predict_x0(xt, net.eval()(xt, t), t)
+    torch.testing.assert_close(denoiser(xt, t), expected)
+    message = "is of the first edition, which drew other random numbers; sample from it, or start"
+    refused(message, open_run, tmp_path, saved, resume=True)
+    v = tmp_path / "v"
+    v.mkdir()
+    save_checkpoint(v, 100, tensors, saved | dict(prediction="v"), keep=3)
+    assert load_denoiser(v).prediction == "v"
+    assert open_run(v, saved | dict(prediction="v"), resume=True) == checkpoints(v)[-1]
 
 
 def test_write_tensors_says_what_is_on_the_disk(tmp_path):

@@ -10,9 +10,27 @@ import torch
 from cells import run_cells
 
 from ddpm_nb.data import PictureData, load_data, load_labels, to_model_range
-from ddpm_nb.distance import load_features, quality_row, save_row, train_classifier
-from ddpm_nb.likelihood import Denoised, bits_per_dim, decoder_term, denoise, denoising_term
-from ddpm_nb.scheduler import LinearNoiseScheduler
+from ddpm_nb.distance import (
+    likelihood_row,
+    load_features,
+    quality_row,
+    row_text,
+    sampling_row,
+    save_row,
+    train_classifier,
+)
+from ddpm_nb.likelihood import (
+    Denoised,
+    GaussianDenoiser,
+    bits_per_dim,
+    decoder_term,
+    denoise,
+    denoising_term,
+    prior_term,
+)
+from ddpm_nb.objective import Denoiser
+from ddpm_nb.runs import WEIGHTS, load_denoiser
+from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler, stream
 
 ROOT = Path(__file__).parent.parent
 LINEAR = LinearNoiseScheduler()
@@ -87,7 +105,7 @@ def digits(n=4):
 
 
 def nothing(xt, t):
-    """A network that guesses no noise."""
+    """A denoiser that sees grey everywhere."""
     return torch.zeros_like(xt)
 
 
@@ -96,6 +114,7 @@ def one_picture():
     return Denoised(x, x, t, torch.ones(2), t.double(), 256)
 
 
+X = torch.zeros(1, 1, 2, 2)
 BETWEEN = load_data(torch.full((2, 1, 1, 1), -0.3))
 FOUR = PictureData(digits(), "digits", 17)
 
@@ -110,10 +129,15 @@ FOUR = PictureData(digits(), "digits", 17)
             ),
             "x0: expected pictures on 256 levels, 2k / 255 - 1; got values between them",
         ),
-        (lambda: denoise(nothing, LINEAR, BETWEEN), "were rounded to 256 levels"),
-        (lambda: denoise(nothing, LINEAR, FOUR, n=5), "n: expected 1..4, the pictures there are"),
-        (lambda: denoise(nothing, LINEAR, FOUR, strata=1000), "strata: expected 1..999 (T - 1)"),
-        (lambda: denoise(nothing, LINEAR, FOUR, strata=0), "strata: expected 1..999 (T - 1)"),
+        (lambda: denoise(nothing, BETWEEN, LINEAR), "were rounded to 256 levels"),
+        (lambda: denoise(nothing, FOUR, LINEAR, n=5), "n: expected 1..4, the pictures there are"),
+        (lambda: denoise(nothing, FOUR, LINEAR, strata=1000), "strata: expected 1..999 (T - 1)"),
+        (lambda: denoise(nothing, FOUR, LINEAR, strata=0), "strata: expected 1..999 (T - 1)"),
+        (
+            lambda: denoise(nothing, FOUR),
+            "scheduler: expected one, for a denoiser that does not say; got None",
+        ),
+        (lambda: GaussianDenoiser(torch.zeros(2, 1, 2, 2), LINEAR)(X, 1001), "t: expected steps"),
         (lambda: bits_per_dim(LINEAR, one_picture()), "denoised: expected at least 2 pictures"),
         (lambda: load_features("no-such-thing"), "features: expected one of digits, fashion_mnist"),
         (
@@ -126,6 +150,107 @@ FOUR = PictureData(digits(), "digits", 17)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+class Dropping(torch.nn.Module):
+    """A network whose answer depends on its mode, and that notes in which it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.modes = torch.nn.Dropout(0.5), []
+
+    def forward(self, x, t):
+        self.modes.append(self.training)
+        return self.drop(x)
+
+
+def test_denoise_asks_in_evaluation_mode():
+    denoiser = Denoiser(Dropping(), LINEAR, "x0").train()
+    how = dict(strata=3, batch_size=2)
+    first, again = (denoise(denoiser, FOUR, **how) for _ in range(2))
+    assert denoiser.net.modes == [False] * 2 * 2 * 4 and denoiser.training
+    assert denoiser.net.drop.training
+    assert (first.error == again.error).all() and (first.error > 0).all()
+
+
+def test_draws_of_a_picture_are_its_own():
+    """Whatever the batch; and they are neither those of samples nor those of a run's steps."""
+    one, four = (denoise(nothing, FOUR, LINEAR, strata=5, batch_size=b) for b in (1, 4))
+    assert (one.t == four.t).all() and (one.error == four.error).all()
+    assert (one.error[:, 0] == one.x0.square().flatten(1).mean(1).double()).all()
+
+    def first_noise(i, purpose):
+        g = stream(7, i, purpose)
+        torch.randint(1, 2, (), generator=g)  # of t = 1
+        return torch.randn(1, 8, 8, generator=g)
+
+    seen = []
+    denoise(lambda xt, t: seen.append((xt, t)) or xt, FOUR, LINEAR, strata=1, seed=7)
+    (xt, t), x0 = seen[0], to_model_range(digits(), 17)
+    assert (t == 1).all() and t.shape == (4,)
+    for purpose in ("evaluate", "sample", "train"):
+        noise = torch.stack([first_noise(i, purpose) for i in range(4)])
+        assert torch.equal(LINEAR.add_noise(x0, noise, t), xt) == (purpose == "evaluate")
+
+
+def test_a_schedule_may_end_without_signal():
+    """Prior term 0; each later term a number, with every variance; a whole estimate of a Gaussian pixel."""
+    for s in (
+        LinearNoiseScheduler(zero_terminal_snr=True),
+        CosineNoiseScheduler(50, zero_terminal_snr=True),
+    ):
+        T = s.num_timesteps
+        assert (prior_term(s, to_model_range(digits(), 17)) == 0).all()
+        error, t = torch.tensor([0.5, 0.5]), torch.tensor([T - 1, T])
+        for variance in ("beta_tilde", "beta", torch.full((T + 1,), 0.5).double()):
+            terms = denoising_term(s, error, t, variance)
+            assert terms.isfinite().all() and (terms >= 0).all()
+        # the SNR's drop to 0, times half the error
+        abar = s.alpha_cumprod[T - 1]
+        want = abar / (1 - abar) * 0.5 / 2 / math.log(2)
+        assert denoising_term(s, error, t)[1] == pytest.approx(float(want), rel=1e-9)
+        exact = GaussianDenoiser(to_model_range(load_data("digits").pictures, 17), s)
+        bits = bits_per_dim(s, denoise(exact, FOUR, strata=8))
+        assert math.isfinite(bits["bits"]) and bits["prior"] == 0
+
+
+def test_a_gaussians_denoiser_is_a_denoiser():
+    """For one t or one each; on its own device; in float32 at least; as far from x_T as it should be."""
+    pictures = torch.randn(50, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.4
+    s = LinearNoiseScheduler(zero_terminal_snr=True)
+    exact, t = GaussianDenoiser(pictures, s), torch.tensor([1, 500, 1000])
+    xt = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1)).double()
+    each = torch.cat([exact(x[None], int(k)) for x, k in zip(xt, t, strict=True)])
+    torch.testing.assert_close(exact(xt, t), each, rtol=0, atol=1e-14)
+    assert (exact(xt, t)[2] - pictures.double().mean(0)).abs().max() < 1e-12
+    assert (exact(xt, t)[0] - xt[0]).abs().max() < 0.1  # hardly any noise to take away
+    assert exact.device == torch.device("cpu") and exact.scheduler is s
+    assert exact(xt.half(), t).dtype == torch.float32 and exact(xt, t).dtype == torch.float64
+
+
+def test_rows_say_how_they_were_made(tmp_path, monkeypatch):
+    """ "auto" is what it came to on the device; a solver that asks twice a step costs twice."""
+    from ddpm_nb import distance
+
+    denoiser, data = load_denoiser("digits"), dict(train=FOUR, test=FOUR)
+    monkeypatch.setattr(distance, "has_fast_bf16", lambda device: False)
+    table = (WEIGHTS / "digits" / "x0_error.safetensors").read_bytes()
+    (tmp_path / "x0_error.safetensors").write_bytes(table)
+    (tmp_path / "config.json").write_text("{}")
+    bits = likelihood_row(denoiser, tmp_path, data, 2, 2, precision="auto")
+    assert bits["settings"] == dict(what="bits", n=2, strata=2, seed=0, precision="float32")
+    features = load_features("digits")
+    how = dict(n=4, steps=3, method="heun", spacing="karras", precision="auto")
+    row = sampling_row(denoiser, tmp_path, data, features, "digits", **how)
+    assert row["settings"] == dict(
+        what="quality", features="digits", seed=0, variance=None, **how | dict(precision="float32")
+    )
+    assert row["evaluations"] == 4 * (2 * 3 - 1)
+    assert "float32" in row_text(row).splitlines()[0]
+    assert not denoiser._forward_hooks
+    assert distance._resolved("bf16", "cpu") == "bf16"
+    monkeypatch.setattr(distance, "has_fast_bf16", lambda device: True)
+    assert distance._resolved("auto", "cpu") == "bf16"
 
 
 @pytest.mark.parametrize("other", ["not rows", '{"a": 1}', "[1]"])

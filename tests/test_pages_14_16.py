@@ -8,11 +8,11 @@ import torch
 
 from ddpm_nb import diagnose as dg
 from ddpm_nb import interop
-from ddpm_nb.runs import load_pretrained
-from ddpm_nb.sample import ddim_sample
+from ddpm_nb.runs import load_denoiser
+from ddpm_nb.sample import ddim_sample, timestep_walk
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, train_diffusion
-from ddpm_nb.unet import ModelConfig
+from ddpm_nb.unet import ModelConfig, UNet
 
 
 def run_cells(page, *starts, **names):
@@ -67,7 +67,8 @@ def test_grader_of_offset(diffusers):
         "def offset",
         DDIMScheduler=diffusers.DDIMScheduler,
         DDPMScheduler=diffusers.DDPMScheduler,
-        timestep_walk=lambda T, steps: [T - T * i // steps for i in range(steps + 1)],
+        schedules=dict(linear=LinearNoiseScheduler()),
+        timestep_walk=timestep_walk,
     )
     grade = page["grade_offset"]
     assert grade(page["offset"]).startswith("Correct")
@@ -100,13 +101,15 @@ SIX = dict(
 @pytest.mark.parametrize(
     "fields, said",
     [
-        (dict(sample_size=100), "sample_size: expected one number .* a multiple of 32; got 100"),
+        (dict(sample_size=100), "sample_size: expected height and width, multiples of 32; got 100"),
+        (dict(sample_size=(64, 100)), r"sample_size: .* multiples of 32; got \[64, 100\]"),
+        (dict(sample_size=(64, 64, 64)), r"sample_size: .*; got \[64, 64, 64\]"),
         (dict(out_channels=6, gate="swiglu"), "out_channels: .* gate: expected 'no such field'"),
         (
             dict(block_out_channels=(48, 96, 96, 96, 96, 96)),
             "norm_num_groups: expected None, or a divisor of base_dim; got 32",
         ),
-        (dict(layers_per_block=1), "layers_per_block: expected 2; got 1"),
+        (dict(layers_per_block=0), "num_res_blocks: expected a whole number of at least 1; got 0"),
         (dict(block_out_channels=()), "block_out_channels: expected one a level, 6; got"),
         (dict(down_block_types=()), "block_out_channels: expected one a level, 0; got"),
     ],
@@ -116,10 +119,28 @@ def test_networks_that_cannot_come_in(fields, said, diffusers):
         interop._model_config(SIX | fields)
 
 
+@pytest.mark.parametrize("size, blocks", [((2, 4), 1), (3, 3)])
+def test_depth_and_sizes_cross_the_bridge(size, blocks, diffusers):
+    torch.manual_seed(0)
+    net = UNet(ModelConfig(size, [1, 2], [1], 16, channels=1, num_res_blocks=blocks)).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    theirs = interop.unet_to_diffusers(net)
+    x, t = torch.randn(2, *net.config.picture_shape), torch.tensor([1, 700])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t - 1).sample, net(x, t), rtol=1e-4, atol=1e-5)
+    back = interop.unet_from_diffusers(theirs)
+    assert back.config == net.config
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in net.state_dict().items())
+
+
 def test_what_the_bridge_refuses(tmp_path, diffusers):
-    model, scheduler = load_pretrained("digits")
+    denoiser = load_denoiser("digits")
+    scheduler = denoiser.scheduler
     with pytest.raises(ValueError, match="unet: expected a diffusers UNet2DModel; got UNet"):
-        interop.unet_from_diffusers(model)
+        interop.unet_from_diffusers(denoiser.net)
+    with pytest.raises(ValueError, match="denoiser: expected a ddpm_nb Denoiser; got UNet"):
+        interop.to_diffusers(denoiser.net)
     with pytest.raises(ValueError, match="variance: expected one of beta_tilde, beta, .*'?optimal"):
         interop.scheduler_to_diffusers(scheduler, "optimal")
     with pytest.raises(ValueError, match="variance: expected one of .*got Tensor"):
@@ -132,8 +153,10 @@ def test_what_the_bridge_refuses(tmp_path, diffusers):
 
 
 def test_a_compiled_network_goes_out(diffusers):
-    model, _ = load_pretrained("digits")
-    there = interop.unet_to_diffusers(torch.compile(model))
+    denoiser = load_denoiser("digits")
+    model = denoiser.net
+    denoiser.net = torch.compile(model)
+    there, _ = interop.to_diffusers(denoiser)
     assert there.config.sample_size == 8
     again = interop.unet_from_diffusers(torch.compile(there))
     assert torch.equal(again.stem.weight, model.stem.weight)
@@ -151,6 +174,7 @@ def test_grader_of_drawn_mean():
         "def drawn_mean",
         LinearNoiseScheduler=LinearNoiseScheduler,
         ddim_sample=ddim_sample,
+        timestep_walk=timestep_walk,
     )
     grade = page["grade_drawn_mean"]
     assert grade(page["drawn_mean"]).startswith("Correct")

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ddpm_nb.data import load_data
-from ddpm_nb.runs import checkpoints, load_checkpoint, read_checkpoint
-from ddpm_nb.train import DiffusionConfig, ModelConfig, Trainer, step_draws
+from ddpm_nb.runs import checkpoints, load_denoiser, read_checkpoint
+from ddpm_nb.sample import sample
+from ddpm_nb.train import DiffusionConfig, ModelConfig, Trainer, step_draws, train_diffusion
 
 BIN = Path(os.sys.executable).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -43,7 +44,8 @@ def gradient(pictures, **fields):
 
     Adam divides by the gradient's size, so parameters after a step say nothing about its scale."""
     config = DiffusionConfig(**dict(batch_size=32, precision="float32", clip_norm=1e6) | fields)
-    run = Trainer(config, ModelConfig(4, (1, 2), (1,), 16, channels=1), load_data("digits"))
+    network = ModelConfig(4, (1, 2), (1,), 16, channels=1)
+    run = Trainer(config.new_denoiser(network), load_data("digits"), config)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():  # the last layer starts at zero, and no gradient passes through it
         for p in run.model.parameters():
@@ -298,19 +300,18 @@ def test_keep_and_samples(tmp_path, tiny, run):
         "step-0000004.png",
         "step-0000008.png",
     ]
-    model, scheduler = load_checkpoint(tmp_path / "a")
-    assert model.config.base_dim == 16 and scheduler.num_timesteps == 100
+    denoiser = load_denoiser(tmp_path / "a")
+    assert denoiser.net.config.base_dim == 16 and denoiser.scheduler.num_timesteps == 100
 
 
 def test_a_run_that_died_before_its_first_checkpoint_can_start_again(tmp_path):
-    from ddpm_nb.train import train_diffusion
-
     model = ModelConfig(4, (1, 2), (1,), 16, channels=1)
     config = DiffusionConfig(
         out_dir=str(tmp_path / "run"), max_steps=2, batch_size=8, log_every=1, precision="float32"
     )
 
-    def out_of_memory(line):
+    def out_of_memory(line, trainer):
+        assert trainer.config is config and line["step"] == 1
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -319,3 +320,87 @@ def test_a_run_that_died_before_its_first_checkpoint_can_start_again(tmp_path):
     assert train_diffusion(config, model, progress=False).name == "step-0000002"
     with pytest.raises(ValueError, match="already holds a run"):
         train_diffusion(config, model, progress=False)
+
+
+@pytest.mark.parametrize("batch", [5, 16, 24, 40])
+def test_draws_do_not_depend_on_the_number_of_processes(batch):
+    """A slice of a step's draws is the slice of all of them, wherever it is cut."""
+    whole = step_draws(3, 7, batch, 100, (1, 2, 2))
+    for cut in range(1, batch):
+        for a, b in ((0, cut), (cut, batch)):
+            part = step_draws(3, 7, batch, 100, (1, 2, 2), a, b)
+            assert all(torch.equal(x, y[a:b]) for x, y in zip(part, whole, strict=True))
+    next_step = step_draws(3, 8, batch, 100, (1, 2, 2))
+    assert not set(whole[2].flatten().tolist()) & set(next_step[2].flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(prediction="v", zero_terminal_snr=True, schedule="cosine"),
+        dict(prediction="x0", schedule="sigmoid", weight_decay=0.01, adam_betas=(0.8, 0.99)),
+        dict(prediction="v", min_snr_gamma=5.0),
+    ],
+)
+def test_every_prediction_trains_resumes_and_samples(tmp_path, fields):
+    """Two steps and two more are the bits of four, and what was trained says what it predicts."""
+    network = ModelConfig(4, (1, 2), (1,), 16, channels=1)
+    same = dict(batch_size=8, log_every=1, precision="float32", timesteps_diff=50, **fields)
+    runs = []
+    for name, stops in (("parts", (2, 4)), ("whole", (4,))):
+        for stop in stops:
+            config = DiffusionConfig(out_dir=str(tmp_path / name), max_steps=stop, **same)
+            path = train_diffusion(config, network, resume=stop != stops[0], progress=False)
+        runs.append(path)
+    assert equal(*runs)
+    denoiser = load_denoiser(path)
+    assert denoiser.prediction == fields["prediction"]
+    assert denoiser.scheduler.zero_terminal_snr == fields.get("zero_terminal_snr", False)
+    x = sample(denoiser, 2, steps=4)
+    assert x.isfinite().all() and x.shape == (2, 1, 8, 8)
+    raw = load_denoiser(path, weights="raw")
+    assert not torch.equal(raw.net.stem.weight, denoiser.net.stem.weight)
+
+
+def test_a_run_of_the_first_edition_is_sampled_and_not_resumed(tmp_path):
+    """Its config.json says nothing of a prediction: it was the noise, and other random numbers."""
+    network = ModelConfig(4, (1, 2), (1,), 16, channels=1)
+    config = DiffusionConfig(out_dir=str(tmp_path / "old"), max_steps=2, batch_size=8)
+    path = train_diffusion(config, network, progress=False)
+    about = json.loads((path / "config.json").read_text())
+    del about["prediction"]
+    for new in ("prediction", "min_snr_gamma", "zero_terminal_snr", "adam_betas", "weight_decay"):
+        del about["training"][new]
+    (path / "config.json").write_text(json.dumps(about))
+    old = load_denoiser(path)
+    assert old.prediction == "noise" and sample(old, 1, steps=2).isfinite().all()
+    with pytest.raises(ValueError, match="of the first edition"):
+        train_diffusion(config, network, resume=True, progress=False)
+    fine = DiffusionConfig(out_dir=str(tmp_path / "new"), max_steps=1, batch_size=8)
+    tuned = Trainer(load_denoiser(path, weights="raw"), load_data("digits"), fine)
+    before = load_denoiser(path, weights="raw").net.stem.weight
+    assert torch.equal(tuned.model.stem.weight, before)
+    assert load_denoiser(tuned.fit(progress=False)).net.stem.weight.shape == before.shape
+
+
+def test_configs_that_cannot_be_trained():
+    """Each is one line that names the field."""
+    wrong = {
+        "prediction: expected one of noise, x0, v; got 'no-such-thing'": dict(
+            prediction="no-such-thing"
+        ),
+        "prediction: expected x0 or v with zero_terminal_snr": dict(zero_terminal_snr=True),
+        "min_snr_gamma: expected a number above 0, and none with zero_terminal_snr; got 5": dict(
+            prediction="v", zero_terminal_snr=True, min_snr_gamma=5.0
+        ),
+        "min_snr_gamma: expected a number above 0": dict(min_snr_gamma=0.0),
+        "adam_betas: expected two numbers": dict(adam_betas=(0.9, 1.0)),
+        "weight_decay: expected at least 0 and below 1; got -1": dict(weight_decay=-1),
+    }
+    for message, fields in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            DiffusionConfig(**fields)
+    config = DiffusionConfig(schedule="cosine")
+    denoiser = DiffusionConfig().new_denoiser(ModelConfig(4, (1, 2), (1,), 16, channels=1))
+    with pytest.raises(ValueError, match="config: expected the denoiser's schedule"):
+        Trainer(denoiser, load_data("digits"), config)

@@ -20,7 +20,7 @@ from ddpm_nb.data import load_data, load_labels, to_model_range, to_pixels
 from ddpm_nb.distance import features_of, frechet_distance, load_features, nearest
 from ddpm_nb.likelihood import GaussianDenoiser, bits_per_dim, denoise, x0_error_table
 from ddpm_nb.objective import training_loss
-from ddpm_nb.runs import checkpoints, find_checkpoint, load_checkpoint, read_checkpoint
+from ddpm_nb.runs import checkpoints, find_checkpoint, load_denoiser, read_checkpoint
 from ddpm_nb.sample import sample
 
 LOGS = Path(__file__).parent.parent / "nbs" / "logs" / "fashion_mnist"
@@ -36,12 +36,10 @@ def choices(runs):
     reference, rows = features_of(net, train), []
     for run in runs:
         config, _ = read_checkpoint(find_checkpoint(run), "model")
-        model, scheduler = load_checkpoint(run)
-        fid = {}
+        denoiser, fid = load_denoiser(run), {}
         for kind, method in {"ancestral": "ancestral", "DDIM": "ddim"}.items():
-            x = sample(
-                model, scheduler, 500, steps=20, method=method, batch_size=100, progress=True
-            )
+            how = dict(steps=20, method=method, spacing="uniform", batch_size=100)
+            x = sample(denoiser, 500, progress=True, **how)
             fid[kind] = frechet_distance(reference, features_of(net, to_pixels(x)))
         lines = log_of(run)
         lines = [x for x in lines if x["step"] <= config["step"]]
@@ -53,7 +51,7 @@ def choices(runs):
                 base_dim=config["model"]["base_dim"],
                 batch_size=config["training"]["batch_size"],
                 steps=config["step"],
-                parameters=sum(p.numel() for p in model.parameters()),
+                parameters=sum(p.numel() for p in denoiser.parameters()),
                 loss=sum(last) / len(last),
                 fid=fid,
             )
@@ -97,16 +95,12 @@ def raw_and_ema(run, test):
     x0 = to_model_range(test.pictures[:500])
     t, noise = torch.randint(1, 1001, (500,), generator=g), torch.randn(x0.shape, generator=g)
     for path in spread(checkpoints(run), 12):
-        model, scheduler = load_checkpoint(path)
         losses = {}
         for kind in ("ema", "raw"):
-            if kind == "raw":
-                _, state = read_checkpoint(path, "training")
-                raw = {k[6:]: v for k, v in state.items() if k.startswith("model/")}
-                model.load_state_dict(raw)
+            denoiser = load_denoiser(path, weights=kind)
             with torch.no_grad():
                 parts = zip(x0.split(100), t.split(100), noise.split(100), strict=True)
-                each = [training_loss(model, scheduler, *p) for p in parts]
+                each = [training_loss(denoiser, *p) for p in parts]
             losses[kind] = float(torch.cat(each).mean())
         rows.append(dict(step=step_of(path), **losses))
     return rows
@@ -116,8 +110,8 @@ def gaussian(scheduler, train, test):
     "The eigenvalues of the data's covariance, and the bits of the exact linear denoiser."
     model = GaussianDenoiser(to_model_range(train.pictures), scheduler)
     how = dict(n=200, strata=100, batch_size=200)
-    table = x0_error_table(scheduler, denoise(model, scheduler, train, seed=1, **how))
-    found = denoise(model, scheduler, test, **how)
+    table = x0_error_table(scheduler, denoise(model, train, scheduler, seed=1, **how))
+    found = denoise(model, test, scheduler, **how)
     variances = dict(beta_tilde="beta_tilde", beta="beta", optimal=table)
     bits = {name: bits_per_dim(scheduler, found, v) for name, v in variances.items()}
     return model.values.float(), bits
@@ -129,12 +123,11 @@ def figures(run):
     net, found = load_features("fashion_mnist"), checkpoints(run)
     row, samples = headline(found[-1])
     settings, drawn = row["settings"], load_file(samples)["pictures"]
-    model, scheduler = load_checkpoint(found[-1])
+    denoiser, long = load_denoiser(found[-1]), dict(method="ancestral", spacing="uniform")
 
     shown, history = early_ones(found, 6), []
     for path in shown:
-        early, s = load_checkpoint(path)
-        history.append(to_pixels(sample(early, s, 8, steps=50, method="ancestral")))
+        history.append(to_pixels(sample(load_denoiser(path), 8, steps=50, **long)))
         print("samples at", path.name)
 
     walk, guesses, levels = [], [], (1000, 900, 800, 600, 400, 200, 100, 0)
@@ -144,7 +137,7 @@ def figures(run):
             walk.append(to_pixels(x_prev.clamp(-1, 1)))
             guesses.append(to_pixels(x0_pred.clamp(-1, 1)))
 
-    sample(model, scheduler, 2, steps=100, method="ancestral", seed=1, callback=note)
+    sample(denoiser, 2, steps=100, seed=1, callback=note, **long)
 
     with torch.no_grad():
         parts = to_model_range(drawn).split(250)
@@ -181,7 +174,7 @@ def figures(run):
             "held out:",
             float(held_out.median()),
         )
-    tensors["eigenvalues"], gaussian_bits = gaussian(scheduler, train, test)
+    tensors["eigenvalues"], gaussian_bits = gaussian(denoiser.scheduler, train, test)
     facts = dict(
         run_step=step_of(found[-1]),
         settings=settings,

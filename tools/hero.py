@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ddpm_nb.runs import load_pretrained
+from ddpm_nb.runs import load_denoiser
 from ddpm_nb.sample import sample
 
 FILE = Path(__file__).parent.parent / "figures" / "clothes_walk.png"
@@ -19,13 +19,13 @@ STEPS, LEVELS = 50, (980, 700, 500, 360, 240, 140, 60, 0)  # of T = 1000
 
 def walk(n: int = 4) -> torch.Tensor:
     """x_t of the first n pictures at the LEVELS: `(n, levels, h, w)` uint8."""
-    model, scheduler = load_pretrained("fashion_mnist")
     seen = {}
     sample(
-        model,
-        scheduler,
+        load_denoiser("fashion_mnist"),
         n,
         steps=STEPS,
+        method="ancestral",
+        spacing="uniform",
         seed=0,
         callback=lambda first, t_prev, x_prev, x0_pred: seen.update({t_prev: x_prev.cpu()}),
     )

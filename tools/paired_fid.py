@@ -19,7 +19,7 @@ import torch
 
 from ddpm_nb.data import PictureData, load_data, to_pixels
 from ddpm_nb.distance import features_of, frechet_distance, load_features
-from ddpm_nb.runs import WEIGHTS, load_pretrained, load_x0_error, shipped
+from ddpm_nb.runs import WEIGHTS, load_denoiser, load_x0_error, shipped
 from ddpm_nb.sample import sample
 
 LOGS = Path(__file__).parent.parent / "nbs" / "logs"
@@ -42,7 +42,8 @@ def summary(fids):
 
 def measure(name, n, steps, seeds, rows, save):
     "Draws what `rows` has not got yet: (steps, variance) -> one FID a seed."
-    model, scheduler = load_pretrained(name)
+    denoiser = load_denoiser(name)
+    how = dict(method="ancestral", spacing="uniform", batch_size=100)
     train, net = load_data(name), load_features(name)
     reference = features_of(net, train)
     choices = dict(beta_tilde="beta_tilde", optimal=load_x0_error(name))
@@ -50,9 +51,7 @@ def measure(name, n, steps, seeds, rows, save):
         fids = rows.setdefault(str(count), {v: [] for v in VARIANCES})
         for seed in range(len(fids["optimal"]), seeds):
             for v in VARIANCES:
-                x = sample(
-                    model, scheduler, n, steps=count, seed=seed, batch_size=100, variance=choices[v]
-                )
+                x = sample(denoiser, n, steps=count, seed=seed, variance=choices[v], **how)
                 drawn = PictureData(to_pixels(x, train.num_levels), num_levels=train.num_levels)
                 fids[v] = fids[v][:seed] + [frechet_distance(reference, features_of(net, drawn))]
             print(f"{count} steps, seed {seed}:", {v: round(fids[v][-1], 3) for v in VARIANCES})

@@ -19,19 +19,20 @@ import torch
 from safetensors.torch import save
 
 from ddpm_nb import __version__
-from ddpm_nb.runs import WEIGHTS, find_checkpoint, load_checkpoint, read_checkpoint
+from ddpm_nb.runs import WEIGHTS, find_checkpoint, load_denoiser, read_checkpoint
 from ddpm_nb.sample import sample
 
 ROOT = Path(__file__).parent.parent
 STEPS, PICTURES = 50, 16  # of the comparison between both precisions
 
 
-def half_precision(model, scheduler):
+def half_precision(denoiser):
     "The weights as float16, and what that changes in the samples, in grey levels of 255."
-    before = sample(model, scheduler, PICTURES, steps=STEPS, method="ddim", batch_size=PICTURES)
-    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    model.load_state_dict(weights)
-    after = sample(model, scheduler, PICTURES, steps=STEPS, method="ddim", batch_size=PICTURES)
+    how = dict(steps=STEPS, method="ddim", spacing="uniform", batch_size=PICTURES)
+    before = sample(denoiser, PICTURES, **how)
+    weights = {k: v.half().contiguous() for k, v in denoiser.net.state_dict().items()}
+    denoiser.net.load_state_dict(weights)
+    after = sample(denoiser, PICTURES, **how)
     off = (after - before).abs() * 127.5
     return weights, dict(
         pictures=PICTURES,
@@ -66,8 +67,7 @@ def collect(run, name, commit, device):
     if {r["settings"]["what"] for r in rows} != {"bits", "quality"}:
         sys.exit(f"{needed[1]}: expected rows of bits and of quality")
     config, _ = read_checkpoint(step, "model")
-    model, scheduler = load_checkpoint(step)
-    weights, half = half_precision(model, scheduler)
+    weights, half = half_precision(load_denoiser(step))
     content = save(weights)
     if len(content) > 12e6:
         sys.exit(
@@ -93,6 +93,7 @@ def collect(run, name, commit, device):
         wall_seconds=wall_time(lines, batch),
         last_loss=lines[-1]["loss"],
         half_precision=half,
+        prediction=config.get("prediction", "noise"),
         **{k: config[k] for k in ("model", "scheduler", "training", "data")},
         evaluation=rows,
     )
@@ -113,7 +114,7 @@ def text(value):
 def main():
     p = argparse.ArgumentParser("tools/ship.py", description=__doc__.splitlines()[0])
     p.add_argument("run", help="a run folder, or one step-... folder in it")
-    p.add_argument("name", help="what `load_pretrained` will call it")
+    p.add_argument("name", help="what `load_denoiser` will call it")
     p.add_argument("--commit", required=True, help="of the code that the run was made with")
     p.add_argument("--device", required=True, help="that the run was made on, in words")
     a = p.parse_args()
