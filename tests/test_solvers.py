@@ -222,7 +222,9 @@ def test_defaults_and_refusals():
     s = LinearNoiseScheduler()
     d = Denoiser(smooth(s, "noise"), s)
     a = sample(d, 2, shape=(1, 4, 4))
-    assert torch.equal(a, sample(d, 2, shape=(1, 4, 4), steps=20, method="dpm++", spacing="karras"))
+    assert torch.equal(
+        a, sample(d, 2, shape=(1, 4, 4), steps=20, method="sde-dpm++", spacing="karras")
+    )
     few = LinearNoiseScheduler(25)
     b = Denoiser(smooth(few, "noise"), few)
     assert torch.equal(sample(b, 2, shape=(1, 4, 4)), sample(b, 2, shape=(1, 4, 4), steps=20))
