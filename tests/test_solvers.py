@@ -239,7 +239,7 @@ def test_defaults_and_refusals():
         ),
         "steps: expected 1..1000": dict(steps=1001),
         "steps: expected 1..1000 ": dict(steps=0),
-        "eta: expected what 'dpm++' takes, clip; got 0.5": dict(eta=0.5),
+        "eta: expected what 'sde-dpm++' takes, clip; got 0.5": dict(eta=0.5),
     }
     for message, wrong in refused.items():
         with pytest.raises(ValueError, match=message.replace("+", r"\+").replace("..", r"\.\.")):
