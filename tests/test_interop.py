@@ -19,6 +19,7 @@ diffusers = pytest.importorskip(
 )
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: E402
 
+from ddpm_nb import cli  # noqa: E402
 from ddpm_nb.data import load_data, to_model_range  # noqa: E402
 from ddpm_nb.diagnose import diagnose  # noqa: E402
 from ddpm_nb.interop import (  # noqa: E402
@@ -544,6 +545,18 @@ def test_the_commands_carry_v(tmp_path, run):
     before = pipeline_pictures(DDPMPipeline(unet, theirs), 2, 5)
     after = pipeline_pictures(DDPMPipeline.from_pretrained(tmp_path / "again"), 2, 5)
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("T, steps", [(20, 20), (200, 50)])
+def test_import_says_how_to_draw(T, steps, tmp_path, monkeypatch, capsys):
+    "The steps it names exist, however short the schedule."
+    unet = UNet2DModel(**NAMED["one head of 8 channels in four"])
+    DDPMPipeline(unet, DDPMScheduler(T)).save_pretrained(tmp_path / "theirs")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    typed = ["ddpm-import", tmp_path / "theirs", tmp_path / "run"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in typed])
+    cli.main_import()
+    assert f"--steps {steps} --method ancestral" in capsys.readouterr().out
 
 
 def test_every_beta_of_theirs(tmp_path):

@@ -466,6 +466,13 @@ def test_grader_of_replace_text():
     assert sys.gettrace() is traced
 
 
+def test_loading_draws_no_random_numbers():
+    """The first weights of a network that is then filled from a file are nobody's business."""
+    before = torch.get_rng_state()
+    load_denoiser("digits")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_checkpoints_refuse(tmp_path):
     message = "checkpoint: expected a run folder, a step folder or one of digits"
     refused(message, load_denoiser, "no-such-network")

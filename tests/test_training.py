@@ -371,6 +371,7 @@ def test_a_run_of_the_first_edition_is_sampled_and_not_resumed(tmp_path):
     del about["prediction"]
     for new in ("prediction", "min_snr_gamma", "zero_terminal_snr", "adam_betas", "weight_decay"):
         del about["training"][new]
+    del about["model"]["num_res_blocks"]
     (path / "config.json").write_text(json.dumps(about))
     old = load_denoiser(path)
     assert old.prediction == "noise" and sample(old, 1, steps=2).isfinite().all()
