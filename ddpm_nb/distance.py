@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import PictureData, load_data, to_model_range, to_pixels
-from .device import has_fast_bf16
+from .device import resolve_precision
 from .likelihood import bits_per_dim, denoise, x0_error_table
 from .objective import Denoiser
 from .runs import WEIGHTS, load_x0_error
@@ -245,15 +245,6 @@ def evaluation_data(
         if not str(e).startswith("split:"): raise
     return data
 
-# %% ../nbs/13_distances.ipynb #13a0b02a
-def _resolved(
-    precision: str,   # one of PRECISIONS
-    device,           # torch device
-) -> str:             # "float32" or "bf16"
-    "The precision that `auto` comes to."
-    if precision != "auto": return precision
-    return "bf16" if has_fast_bf16(device) else "float32"
-
 # %% ../nbs/13_distances.ipynb #13a0b023
 def _measure_x0_error(
     denoiser: Denoiser, path: Path,   # the checkpoint
@@ -280,7 +271,7 @@ def likelihood_row(
 ) -> dict:                         # "settings", "bits" by split and variance, cost
     "Bits per dimension for three variances; measures the table if there is none."
     began, bits, evaluations = time.perf_counter(), {}, 0        # without the table's
-    precision = how["precision"] = _resolved(precision, denoiser.device)
+    precision = how["precision"] = resolve_precision(denoiser.device, precision)
     _measure_x0_error(denoiser, Path(path), data["train"], n, strata, seed, **how)
     choices = dict(beta_tilde="beta_tilde", beta="beta", optimal=load_x0_error(path))
     for split, pictures in data.items():
@@ -365,7 +356,7 @@ def sampling_row(
     began = time.perf_counter()
     settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
                     variance=variance if method == "ancestral" else None, seed=seed,
-                    spacing=spacing, precision=_resolved(precision, denoiser.device))
+                    spacing=spacing, precision=resolve_precision(denoiser.device, precision))
     x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)

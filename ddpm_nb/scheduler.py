@@ -54,11 +54,13 @@ def _check_betas(
     if not (0 < low and high < 1 and last <= 1):
         raise ValueError(f"beta: expected numbers above 0 and below 1 (the last may be 1); "
                          f"got {low:g} to {float(beta.max()):g}")
-    stuck = (1 - beta).cumprod(0).diff(prepend=beta.new_ones(1)) >= 0
+    alpha_cumprod = (1 - beta).cumprod(0)
+    stuck = alpha_cumprod.diff(prepend=beta.new_ones(1)) >= 0
     if stuck.any():
         t = int(stuck.nonzero()[0]) + 1
-        raise ValueError(f"beta: expected numbers that float64 can tell from 0 beside 1; "
-                         f"got {float(beta[t - 1]):g} at t = {t}")
+        raise ValueError(f"beta: expected alpha_cumprod to fall at each step, in float64; "
+                         f"got {float(beta[t - 1]):g} at t = {t}, where it stays "
+                         f"{float(alpha_cumprod[t - 1]):g}")
 
 # %% ../nbs/01_scheduler.ipynb #dd740f70
 class LinearNoiseScheduler(NoiseScheduler):

@@ -163,9 +163,10 @@ def test_schedules_that_are_none():
 
 def test_betas_below_the_reach_of_float64():
     """They would leave alpha_cumprod as it was, and the posterior would divide 0 by 0."""
-    message = "beta: expected numbers that float64 can tell from 0 beside 1; got 1e-17 at t = "
-    refused(message + "1", NoiseScheduler, [1e-17, 0.1])
-    refused(message + "2", NoiseScheduler, [0.1, 1e-17, 0.2])
+    message = "beta: expected alpha_cumprod to fall at each step, in float64; got "
+    refused(message + "1e-17 at t = 1, where it stays 1", NoiseScheduler, [1e-17, 0.1])
+    refused(message + "1e-17 at t = 2, where it stays 0.9", NoiseScheduler, [0.1, 1e-17, 0.2])
+    refused(message + "0.999 at t = 109, where it stays 0", NoiseScheduler, [0.999] * 200)
     s = NoiseScheduler([1e-15, 0.1])
     assert (s.alpha_cumprod.diff() < 0).all()
     assert all(v.isfinite().all() for v in s.posterior_mean_variance(*torch.ones(2, 1, 1), 2)[:1])
