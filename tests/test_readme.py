@@ -91,7 +91,7 @@ def test_results_name_the_nearest_damage():
     assert len(rows) == len(list((ROOT / "ddpm_nb/weights").glob("*/run_card.json")))
     for row in rows:
         fid = float(re.search(r"\| ([\d.]+)(?: ± [\d.]+)? \(\d+ steps", row)[1])
-        near = float(re.search(r"\(([\d.]+)\) \|$", row)[1])
+        near = float(re.search(r"\(([\d.]+)\) \|", row)[1])
         name = re.search(r"`(\w+)`", row)[1]
         card = json.loads((ROOT / f"ddpm_nb/weights/{name}/run_card.json").read_text())
         ladders = [r["ladder"] for r in card["evaluation"] if abs(r.get("fid", -1) - fid) < 0.005]

@@ -1,13 +1,17 @@
 """README.md from nbs/index.ipynb: `python tools/readme.py` writes it, `--check` fails if it is not current.
 
-What both say in numbers is made: the table of results from the run cards of the weights that ship, the counts of pages from the
-sidebar.
+What both say in numbers is made: the table of results from the run cards of the weights that ship and
+the logs of few steps, the counts of pages from the sidebar.
 """
 
+import inspect
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
+
+from ddpm_nb.sample import sample
 
 ROOT = Path(__file__).parent.parent
 INDEX = ROOT / "nbs" / "index.ipynb"
@@ -36,9 +40,35 @@ def between_seeds(name: str, settings: dict) -> str:
     return f" ± {found[settings['variance']]:.2f}" if same and settings["variance"] in found else ""
 
 
+def few_steps(name: str) -> str:
+    """FID of the walk that `sample` takes if nothing is said, beside 50 ancestral steps with the same seeds."""
+    file = ROOT / "nbs" / "logs" / name / "few_steps.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    default = {k: p.default for k, p in inspect.signature(sample).parameters.items()}
+    ours = (default["method"], default["spacing"], default["steps"] or 20)  # None: 20, or all
+
+    def by_seed(walk):
+        fids = [r for r in rows if r["what"] == "fid"]
+        return {r["seed"]: r for r in fids if (r["method"], r["spacing"], r["steps"]) == walk}
+
+    few, many = by_seed(ours), by_seed(("ancestral", "uniform", 50))
+    seeds = sorted(few.keys() & many.keys())
+    off = [few[s]["fid"] - many[s]["fid"] for s in seeds]
+    means = [statistics.mean(r[s]["fid"] for s in seeds) for r in (few, many)]
+    error = statistics.stdev(off) / len(off) ** 0.5
+    return (
+        f"{means[0]:.2f} and {means[1]:.2f}: {statistics.mean(off):+.2f} ± {error:.2f} "
+        f"({WORDS[len(seeds)]} seeds, n = {few[seeds[0]]['n']})"
+    )
+
+
 def results() -> str:
-    """One row a shipped network, from its run card."""
-    rows = ["| network | bits/dim | FID, and what is like it |", "|---|---|---|"]
+    """One row a shipped network, from its run card and the log of few steps."""
+    rows = [
+        "| network | bits/dim | FID, and what is like it "
+        "| FID in 20 evaluations, as `ddpm-sample` draws, and in 50 ancestral steps |",
+        "|---|---|---|---|",
+    ]
     for file in sorted((ROOT / "ddpm_nb" / "weights").glob("*/run_card.json")):
         card = json.loads(file.read_text(encoding="utf-8"))
         made = {what: [] for what in ("bits", "quality")}
@@ -54,7 +84,7 @@ def results() -> str:
             f"{card['wall_seconds'] / 60:.0f} minutes on {card['device']} "
             f"| {bits['bits']:.2f} ± {bits['standard_error']:.2f} "
             f"| {best['fid']:.2f}{apart} ({best['settings']['steps']} steps, n = {best['settings']['n']:,}): "
-            f"about {damage(near)} ({rungs[near]:.2f}) |"
+            f"about {damage(near)} ({rungs[near]:.2f}) | {few_steps(card['name'])} |"
         )
     return "\n".join(rows)
 
