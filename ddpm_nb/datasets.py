@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 # %% ../nbs/90_datasets.ipynb #9508546f
@@ -92,8 +91,9 @@ def _idx_download(
     folders: list[Path],    # where the files are not
 ) -> None:                  # or ValueError
     "torchvision's download, or an error that says what to put where."
+    from torchvision import datasets  # here: two seconds for those who need it
     kind = dict(mnist="MNIST", fashion_mnist="FashionMNIST")[name]
-    try: getattr(torchvision.datasets, kind)(data_dir or Path("data"), download=True)
+    try: getattr(datasets, kind)(data_dir or Path("data"), download=True)
     except Exception as e:
         debian = ", or apt-get install dataset-fashion-mnist" * (kind == "FashionMNIST")
         raise ValueError(
@@ -138,7 +138,8 @@ def _cifar_download(
     train: bool,         # or the test set
 ) -> np.ndarray:         # `(n, 3073)` bytes, as in the binary version
     "torchvision's copy of the pickles, whose checksums it compares."
-    try: found = torchvision.datasets.CIFAR10(root, train=train, download=True)
+    from torchvision import datasets
+    try: found = datasets.CIFAR10(root, train=train, download=True)
     except Exception as e:
         raise ValueError(
             f"cifar10: found no batch files in {root}, and the download failed "

@@ -356,7 +356,8 @@ def sampling_row(
     began = time.perf_counter()
     settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
                     variance=variance if method == "ancestral" else None, seed=seed,
-                    spacing=spacing, precision=resolve_precision(denoiser.device, precision))
+                    spacing=spacing,
+                    precision=resolve_precision(denoiser.device, precision))
     x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)

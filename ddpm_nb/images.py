@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from .data import to_pixels
 
@@ -23,6 +22,7 @@ def grid_image(
     ncols: int | None = None,  # left out: as square as it gets
 ) -> Image.Image:              # RGB
     "All pictures side by side; small ones are enlarged by whole pixels."
+    from torchvision.utils import make_grid  # here: two seconds for those who need it
     ncols, width = ncols or int(np.ceil(len(x) ** 0.5)), x.shape[-1]
     line = 2 if width > 16 else 1
     grid = make_grid(to_pixels(x), nrow=ncols, padding=line, pad_value=255)

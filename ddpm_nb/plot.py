@@ -19,7 +19,6 @@ import torch
 from fastcore.basics import patch
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 # %% ../nbs/93_plot.ipynb #931b8003
 COLORS = dict(blue="#0072B2", orange="#D55E00", green="#009E73", pink="#CC79A7",
@@ -62,6 +61,7 @@ def picture_grid(
     "A grid of pictures, exactly as they are, as a small PNG."
     from IPython.display import Image
     from PIL import Image as PILImage
+    from torchvision.utils import make_grid
     zoom = zoom or _fitting_zoom(pictures, ncols)
     x = (pictures.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
     x = x.round().to(torch.uint8).repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)

@@ -139,15 +139,22 @@ def _nearest_levels(
     return t
 
 # %% ../nbs/08_few_steps.ipynb #08f50028
-def _range_below(
+def _spread(
     scheduler: NoiseScheduler,
+    steps: int,                  # how many
     t_start: int,                # where the walk starts
-    most: float = 40.0,          # sigma over signal
-) -> tuple[float, float]:        # log_snr_half of the second level, and at t = 1
-    "The levels between which the steps after the first are spread."
+    there=lambda lam: lam,       # from log_snr_half to what is spread evenly
+    back=lambda level: level,    # and back
+    most: float = 40.0,          # sigma over signal at the second level, if t_start has more
+) -> list[int]:                  # steps + 1 numbers, from t_start down to 0
+    "A walk of levels that are evenly spread in some measure of the noise."
     table = scheduler.log_snr_half[1:t_start + 1]
     quiet = table[table >= -math.log(most)]
-    return float(quiet[-1] if len(quiet) else table[0]), float(table[0])
+    low = quiet[-1] if len(quiet) else table[0]
+    known = int(len(quiet) == len(table))            # low is the level of t_start itself
+    levels = torch.linspace(there(float(low)), there(float(table[0])),
+                            max(2, steps - 1 + known), dtype=torch.float64)
+    return _nearest_levels(scheduler, back(levels[known:][:steps - 1]), t_start)
 
 # %% ../nbs/08_few_steps.ipynb #08f50029
 def _log_snr_spacing(
@@ -156,9 +163,7 @@ def _log_snr_spacing(
     t_start: int,                # where the walk starts
 ) -> list[int]:                  # steps + 1 numbers, from t_start down to 0
     "Steps of equal length in log-SNR, after a first one from t_start."
-    low, high = _range_below(scheduler, t_start)
-    wanted = torch.linspace(low, high, max(2, steps - 1), dtype=torch.float64)[:steps - 1]
-    return _nearest_levels(scheduler, wanted, t_start)
+    return _spread(scheduler, steps, t_start)
 
 # %% ../nbs/08_few_steps.ipynb #08f5002a
 def _karras_spacing(
@@ -167,9 +172,8 @@ def _karras_spacing(
     t_start: int,                # where the walk starts
 ) -> list[int]:                  # steps + 1 numbers, from t_start down to 0
     "Steps of equal length in the 7th root of sigma / signal (Karras et al. 2022, eq. 5)."
-    low, high = (math.exp(-lam / 7) for lam in _range_below(scheduler, t_start))
-    wanted = torch.linspace(low, high, max(2, steps - 1), dtype=torch.float64)[:steps - 1]
-    return _nearest_levels(scheduler, -7 * wanted.log(), t_start)
+    return _spread(scheduler, steps, t_start, there=lambda lam: math.exp(-lam / 7),
+                   back=lambda level: -7 * level.log())
 
 # %% ../nbs/08_few_steps.ipynb #08f5002b
 SPACINGS.update({"log-snr": _log_snr_spacing, "karras": _karras_spacing})

@@ -216,8 +216,8 @@ model_config = ModelConfig(
 )
 train_diffusion(diff_config, model_config)
 """
-    run("python", "-c", snippet.format(batch=2, more=", max_steps=2"), cwd=tmp_path)
-    config = json.loads((tmp_path / "runs" / "ffhq" / "step-0000002" / "config.json").read_text())
+    run("python", "-c", snippet.format(batch=1, more=", max_steps=1"), cwd=tmp_path)
+    config = json.loads((tmp_path / "runs" / "ffhq" / "step-0000001" / "config.json").read_text())
     assert config["model"]["channels"] == 3 and config["scheduler"]["num_timesteps"] == 200
     done = run("python", "-c", snippet.format(batch=16, more=""), cwd=tmp_path / "runs", code=1)
     assert (

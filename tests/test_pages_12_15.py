@@ -9,7 +9,9 @@ import pytest
 import torch
 from cells import run_cells
 
+from ddpm_nb import device
 from ddpm_nb.data import PictureData, load_data, load_labels, to_model_range
+from ddpm_nb.device import resolve_precision
 from ddpm_nb.distance import (
     likelihood_row,
     load_features,
@@ -230,10 +232,9 @@ def test_a_gaussians_denoiser_is_a_denoiser():
 
 def test_rows_say_how_they_were_made(tmp_path, monkeypatch):
     """ "auto" is what it came to on the device; a solver that asks twice a step costs twice."""
-    from ddpm_nb import distance
 
     denoiser, data = load_denoiser("digits"), dict(train=FOUR, test=FOUR)
-    monkeypatch.setattr(distance, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(device, "has_fast_bf16", lambda device: False)
     table = (WEIGHTS / "digits" / "x0_error.safetensors").read_bytes()
     (tmp_path / "x0_error.safetensors").write_bytes(table)
     (tmp_path / "config.json").write_text("{}")
@@ -248,9 +249,9 @@ def test_rows_say_how_they_were_made(tmp_path, monkeypatch):
     assert row["evaluations"] == 4 * (2 * 3 - 1)
     assert "float32" in row_text(row).splitlines()[0]
     assert not denoiser._forward_hooks
-    assert distance._resolved("bf16", "cpu") == "bf16"
-    monkeypatch.setattr(distance, "has_fast_bf16", lambda device: True)
-    assert distance._resolved("auto", "cpu") == "bf16"
+    assert resolve_precision("cpu", "bf16") == "bf16"
+    monkeypatch.setattr(device, "has_fast_bf16", lambda device: True)
+    assert resolve_precision("cpu", "auto") == "bf16"
 
 
 @pytest.mark.parametrize("other", ["not rows", '{"a": 1}', "[1]"])

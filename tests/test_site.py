@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ SITE = ROOT / "_site"
 PAGES = sorted(
     p.name for p in SITE.glob("*.html") if p.name not in ("search.html", "genindex.html")
 )
-SHOTS = Path(tempfile.gettempdir()) / "ddpm_nb-screenshots"
 WIDTHS = {"wide": 1300, "phone": 390}
 
 
@@ -152,15 +150,14 @@ def test_page_reads_well(tab, site, page):
     open_page(tab, f"{site}/{page}")
     assert not (found := RAW.findall(tab.evaluate(SEEN))), f"raw text left on {page}: {found}"
     assert tab.locator("mjx-merror").count() == 0
-    SHOTS.mkdir(exist_ok=True)
-    for name, width in WIDTHS.items():
+    assert tab.locator("nav.page-toc a:visible").count() <= 40
+    assert tab.evaluate(STACKED) == []
+    for width in WIDTHS.values():
         tab.set_viewport_size(dict(width=width, height=900))
         assert what_is_cut(tab, width) == [], f"{page} at {width} px"
-        tab.screenshot(path=SHOTS / f"{page[:-5]}-{name}-light.png", full_page=True)
     tab.emulate_media(color_scheme="dark")
     tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
     assert tab.evaluate(FRAMES) == [], f"{page}: frames around figures in the dark"
-    tab.screenshot(path=SHOTS / f"{page[:-5]}-{name}-dark.png", full_page=True)
     pictures = tab.evaluate(
         "[...document.querySelectorAll('article img')].map(i => [i.src.slice(-40), i.complete && i.naturalWidth > 0, i.alt])"
     )
@@ -169,6 +166,11 @@ def test_page_reads_well(tab, site, page):
             f"{page}: picture {src}, alt {alt!r}"
         )
     assert tab.wrong == []
+
+
+# Names of code that stand one under the other with nothing between.
+STACKED = """[...document.querySelectorAll("article section:has(> h3 code) + section:has(> h3 code)")]
+  .filter(e => !e.previousElementSibling.querySelector("pre")).map(e => e.id)"""
 
 
 WIDE = '<div style="width:3000px">wide</div>'
@@ -339,16 +341,6 @@ def test_contents_are_sections_and_public_names(tab, site):
     assert "add_noise" in headings
     color = "getComputedStyle(document.querySelector('article {}')).color"
     assert tab.evaluate(color.format("h3 code")) == tab.evaluate(color.format("h2"))
-    tab.route("**/*tex-svg*", lambda route: route.abort())  # formulas don't matter here
-    for page in PAGES:
-        tab.goto(f"{site}/{page}", wait_until="domcontentloaded")
-        assert tab.locator("nav.page-toc a:visible").count() <= 40, page
-        stacked = tab.locator(
-            "article section:has(> h3 code) + section:has(> h3 code)"
-        ).evaluate_all(
-            "l => l.filter(e => !e.previousElementSibling.querySelector('pre')).map(e => e.id)"
-        )
-        assert stacked == [], page
 
 
 def test_sidebar_numbers_pages_but_not_appendices(tab, site):
@@ -387,17 +379,17 @@ def test_llms_txt_lists_every_page(pages):
     assert all(x.startswith("## ") for x in sections) and sections[-1] == "## Optional"
 
 
-def test_book_reads_from_front_to_back(tab, site):
+def test_book_reads_from_front_to_back():
+    link = lambda kind, text: re.findall(rf'<a class="{kind}"\s+href="([^"]+)"', text)  # noqa: E731
     seen = ["index.html"]
-    tab.route("**/*tex-svg*", lambda route: route.abort())  # formulas don't matter here
-    tab.goto(f"{site}/index.html")
-    while tab.locator("a.right-next").count():
-        tab.locator("a.right-next").click()
-        tab.wait_for_load_state("domcontentloaded")
-        seen.append(tab.url.split("/")[-1])
-        assert tab.locator("a.left-prev").count() == 1
-        links = tab.locator("p.page-links a").all_inner_texts()
-        assert seen[-1] == "api.html" or links[:2] == ["Notebook", "Open in Colab"]
+    while following := link("right-next", (SITE / seen[-1]).read_text(encoding="utf-8")):
+        assert following[0] not in seen
+        text = (SITE / following[0]).read_text(encoding="utf-8")
+        assert link("left-prev", text) == seen[-1:]
+        seen += following
+        (bar,) = re.findall(r'<p class="page-links">(.*?)</p>', text, re.S) or [""]
+        named = re.findall(r"<a [^>]*>(Notebook|Open in Colab)</a>", bar)
+        assert seen[-1] == "api.html" or named == ["Notebook", "Open in Colab"]
     assert sorted(seen) == PAGES and seen[1] == "tour.html"
 
 

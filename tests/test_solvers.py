@@ -207,6 +207,21 @@ def test_walks_from_no_signal_are_finite(method, scheduler):
             assert x.isfinite().all() and (x.std() > 0 or steps == 1)
 
 
+@pytest.mark.parametrize("spacing", ["log-snr", "karras"])
+def test_no_step_is_spent_next_to_where_a_walk_starts(spacing):
+    """A walk from T leaps to sigma = 40 signals first; one that starts below has no such leap to make."""
+    s, few = CosineNoiseScheduler(), NoiseScheduler(LinearNoiseScheduler().beta[1:201])
+    scale = (lambda lam: lam) if spacing == "log-snr" else (lambda lam: (-lam / 7).exp())
+    for scheduler, t_start in ((s, 300), (s, 900), (few, 200)):
+        for steps in (2, 3, 5, 10):
+            walk = timestep_walk(scheduler, steps, spacing, t_start)
+            assert len(walk) == steps + 1 and walk[0] == t_start and walk[-2:] == [1, 0]
+            levels = scale(scheduler.log_snr_half[walk[:-1]])
+            assert levels.diff().abs().max() < 1.25 * levels.diff().abs().min()
+    from_T = timestep_walk(s, 10, spacing)
+    assert s.log_snr_half[from_T[1]] >= -math.log(40) > s.log_snr_half[from_T[1] + 1]
+
+
 def test_more_steps_lead_to_the_same_picture():
     """From no signal at all, too: the walk of 10 steps ends near that of 400."""
     s = CosineNoiseScheduler(zero_terminal_snr=True)
