@@ -353,11 +353,10 @@ def sampling_row(
     **how,                         # batch_size, progress
 ) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
-    began = time.perf_counter()
+    began, precision = time.perf_counter(), resolve_precision(denoiser.device, precision)
     settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
                     variance=variance if method == "ancestral" else None, seed=seed,
-                    spacing=spacing,
-                    precision=resolve_precision(denoiser.device, precision))
+                    spacing=spacing, precision=precision)
     x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)
