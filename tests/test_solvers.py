@@ -217,7 +217,8 @@ def test_no_step_is_spent_next_to_where_a_walk_starts(spacing):
             walk = timestep_walk(scheduler, steps, spacing, t_start)
             assert len(walk) == steps + 1 and walk[0] == t_start and walk[-2:] == [1, 0]
             levels = scale(scheduler.log_snr_half[walk[:-1]])
-            assert levels.diff().abs().max() < 1.5 * levels.diff().abs().min()  # levels are whole t
+            lengths = levels.diff().abs()
+            assert lengths[0] > 0.6 * lengths.mean()
     from_T = timestep_walk(s, 10, spacing)
     assert s.log_snr_half[from_T[1]] >= -math.log(40) > s.log_snr_half[from_T[1] + 1]
 
