@@ -1,6 +1,8 @@
 """Pages 00 to 02: what their graders say to the usual slips, and what the scheduler and the objective promise and refuse."""
 
+import inspect
 import itertools
+import json
 import math
 
 import cells
@@ -192,6 +194,17 @@ def test_make_scheduler_reads_the_registry(monkeypatch):
     monkeypatch.setitem(SCHEDULES, "flat", Flat)
     assert type(make_scheduler(Flat(7).config)) is Flat
     refused("flat, custom", make_scheduler, dict(schedule="flt"))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_config_remembers_every_number(name):
+    """Each argument off its default in turn: the betas change, and come back from the config."""
+    make, plain = SCHEDULES[name], SCHEDULES[name](60)
+    for k in list(inspect.signature(make).parameters)[1:]:
+        value = plain.config[k]
+        other = make(60, **{k: True if value is False else 0.9 * value})
+        again = make_scheduler(json.loads(json.dumps(other.config)))
+        assert torch.equal(again.beta, other.beta) and not torch.equal(again.beta, plain.beta), k
 
 
 def test_steps_that_are_none():
