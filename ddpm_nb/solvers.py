@@ -162,7 +162,7 @@ def _log_snr_spacing(
     steps: int,                  # how many
     t_start: int,                # where the walk starts
 ) -> list[int]:                  # steps + 1 numbers, from t_start down to 0
-    "Steps of equal length in log-SNR, after a first one from t_start."
+    "Steps of equal length in log-SNR, but for a first one from T."
     return _spread(scheduler, steps, t_start)
 
 # %% ../nbs/08_few_steps.ipynb #08f5002a

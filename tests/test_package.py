@@ -85,7 +85,8 @@ EACH_ALONE = """
 import importlib, os, torch
 assert not [m for m in sys.modules if m.startswith("ddpm_nb")]
 for name in sys.argv[1:]:
-    if os.fork(): os.wait()
+    if os.fork():
+        if os.wait()[1]: print(f"{name} did not import", flush=True)
     else:
         try: importlib.import_module(name); os._exit(0)
         except BaseException as e: print(f"{name}: {type(e).__name__}: {e}", flush=True); os._exit(1)
@@ -102,7 +103,8 @@ def test_an_import_of_more_is_seen(run):
     found = run(
         "python", "-c", BLOCK + EACH_ALONE, "ddpm_nb.scheduler", "nbdev", "diffusers"
     ).stdout
-    assert found.count("No module named") == 2 and "nbdev" in found and "ddpm_nb" not in found
+    assert found.count("No module named") == found.count("did not import") == 2
+    assert "nbdev" in found and "ddpm_nb" not in found
 
 
 def test_wheel_and_sdist(copy, run, tmp_path_factory):
