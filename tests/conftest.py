@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from ddpm_nb import cli
 
@@ -19,20 +20,33 @@ def root():
     return ROOT
 
 
+QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.fixture(scope="session")
+def forks():
+    server = Forks({**os.environ, **QUIET})
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def run():
+def run(forks, tmp_path_factory):
     """Runs a command line and returns its result; `code` is the exit status that is expected."""
 
     def run(*args, code=0, timeout=600, cwd=None, **env):
-        command = [str(BIN / args[0]) if (BIN / args[0]).exists() else args[0], *map(str, args[1:])]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=cwd or ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **env},
-        )
+        script = BIN / args[0]
+        command = [str(script) if script.exists() else args[0], *map(str, args[1:])]
+        env, cwd = {**os.environ, **QUIET, **env}, str(cwd or ROOT)
+        if args[0].startswith(("ddpm-", "nbdev-")):
+            out, err = (tmp_path_factory.mktemp("run") / name for name in ("out", "err"))
+            job = dict(argv=command, cwd=cwd, env=env, stdout=str(out), stderr=str(err))
+            status = forks.run(job, timeout)
+            done = subprocess.CompletedProcess(command, status, out.read_text(), err.read_text())
+        else:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env
+            )
         assert done.returncode == code, (
             f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         )
