@@ -99,11 +99,11 @@ class SelfAttention(nn.Module):
     ) -> Tensor:    # `(b, c, h, w)`
         "x, plus what each pixel gathers from all."
         b, c, h, w = x.shape
-        heads, n = self.num_heads, h * w
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, heads, c // heads, n)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)          # each (b, heads, n, c / heads)
-        y = F.scaled_dot_product_attention(q, k, v)        # (b, heads, n, c / heads)
-        return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
+        pixels = self.qkv(self.norm(x)).flatten(2).mT.contiguous()   # (b, h w, 3 c)
+        pixels = pixels.unflatten(2, (3, self.num_heads, -1))
+        q, k, v = pixels.permute(2, 0, 3, 1, 4)        # each (b, heads, h w, c / heads)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.mT.reshape(b, c, h, w))
 
 # %% ../nbs/04_blocks.ipynb #764f734a
 def _check_heads(dim, num_heads):

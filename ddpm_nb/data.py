@@ -428,32 +428,39 @@ class _Reads(Dataset):
         return torch.stack(pictures), {f: why for b in bad for f, why in b.items()}
 
 # %% ../nbs/06_data.ipynb #45006310
+def _told_at_the_end(
+    data: PictureFolder,
+    steps: range,        # which steps
+    reads: Iterator,     # of (pictures, unreadable files)
+) -> Iterator:           # of (step, pictures)
+    "What cannot be read is told once."
+    bad = {}
+    try:
+        for step, (pictures, unreadable) in zip(steps, reads):
+            bad.update(unreadable)
+            yield step, pictures
+    finally: data.skip(bad)
+
+# %% ../nbs/06_data.ipynb #06a7e001
 def _folder_batches(
     data: PictureFolder,
     steps: range,        # which steps
     indices: Iterator,   # the pictures of each
     num_workers: int,    # processes that read ahead
-    device,              # where the batches go
 ) -> Iterator:           # of (step, pictures)
-    "Batches from files; what cannot be read is told once, at the end."
+    "Batches from files. The workers start now, in the thread that asks."
     loader = DataLoader(_Reads(data), batch_sampler=(i.tolist() for i in indices),
-                        collate_fn=_Reads.collate, num_workers=num_workers,
-                        pin_memory=torch.device(device).type == "cuda")
-    bad = {}
-    try:
-        for step, (pictures, unreadable) in zip(steps, loader):
-            bad.update(unreadable)
-            yield step, pictures.to(device, non_blocking=True)
-    finally: data.skip(bad)
+                        collate_fn=_Reads.collate, num_workers=num_workers)
+    return _told_at_the_end(data, steps, iter(loader))
 
 # %% ../nbs/06_data.ipynb #58bcc58c
 def _memory_batches(
-    pictures: Tensor,    # all of them, on the device
+    pictures: Tensor,    # all of them
     steps: range,        # which steps
     indices: Iterator,   # the pictures of each
 ) -> Iterator:           # of (step, pictures)
     "Batches from memory."
-    for step, i in zip(steps, indices): yield step, pictures[i.to(pictures.device)]
+    for step, i in zip(steps, indices): yield step, pictures[i]
 
 # %% ../nbs/06_data.ipynb #73763349
 def batches(
@@ -465,8 +472,7 @@ def batches(
     rank: int = 0,         # this process
     world: int = 1,        # of so many
     num_workers: int = 0,  # processes that read ahead, for data that is not in memory
-    device="cpu",          # where the batches go
-) -> Iterator:             # of (step, `(batch_size / world, c, h, w)` uint8)
+) -> Iterator:             # of (step, `(batch_size / world, c, h, w)` uint8), on the CPU
     "The batches of steps first_step..last_step - 1, this process's slice of each."
     _check_batch_size(batch_size, len(data))    # now, not at the first step
     if batch_size % world:
@@ -475,5 +481,5 @@ def batches(
     steps, share = range(first_step, last_step), batch_size // world
     mine = slice(rank * share, (rank + 1) * share)
     indices = (batch_indices(seed, k, batch_size, len(data))[mine] for k in steps)
-    if data.in_memory: return _memory_batches(data.pictures.to(device), steps, indices)
-    return _folder_batches(data, steps, indices, num_workers, device)
+    if data.in_memory: return _memory_batches(data.pictures, steps, indices)
+    return _folder_batches(data, steps, indices, num_workers)

@@ -85,8 +85,8 @@ def noise_from_x0(
 
 # %% ../nbs/02_objective.ipynb #02a6e001
 def _x0_itself(scheduler, xt: Tensor, x0: Tensor, t) -> Tensor:
-    "x_0 from a network that answers with it."
-    return x0
+    "x_0 from a network that answers with it; a copy: CUDA graphs answer in one place."
+    return x0.clone()
 
 
 PREDICTIONS = dict(noise=NoiseScheduler.predict_x0, x0=_x0_itself, v=x0_from_v)

@@ -10,7 +10,6 @@ __all__ = ['SPACINGS', 'SAMPLERS', 'timestep_walk', 'reverse_walk', 'ancestral_s
 
 # %% ../nbs/07_sampling.ipynb #2e58a90b
 import inspect
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .device import autocast
+from .device import ahead, autocast
 from .objective import eval_mode
 from .scheduler import Jump, NoiseScheduler, stream
 
@@ -190,27 +189,18 @@ class _NoiseAhead:
         shape: tuple,        # `(c, h, w)`
         device,              # where the noise is wanted
         draws: int):         # how often, at most
-        self.streams, self.shape, self.device = streams, shape, torch.device(device)
-        self.left, self.pool = draws, ThreadPoolExecutor(1)
-        self._ahead()
-
-    def _draw(self) -> Tensor:
-        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.streams])
-        return noise.pin_memory() if self.device.type == "cuda" else noise
-
-    def _ahead(self):
-        self.next = self.pool.submit(self._draw) if self.left > 0 else None
-        self.left -= 1
+        draw = lambda: torch.stack([torch.randn(shape, generator=g) for g in streams])
+        self.device = torch.device(device)
+        self.drawn = ahead((draw() for _ in range(draws)), device)
 
     def __call__(self, xt: Tensor = None) -> Tensor:   # `(b, c, h, w)` float32
-        if self.next is None: raise RuntimeError("no noise is left for this walk")
-        noise = self.next.result()
-        self._ahead()
-        return noise.to(self.device, non_blocking=self.device.type == "cuda")
+        for noise in self.drawn:
+            return noise.to(self.device, non_blocking=self.device.type == "cuda")
+        raise RuntimeError("no noise is left for this walk")
 
     def __enter__(self): return self
 
-    def __exit__(self, *_): self.pool.shutdown()
+    def __exit__(self, *_): self.drawn.close()
 
 # %% ../nbs/07_sampling.ipynb #26a7dfc7
 def _sample_batch(

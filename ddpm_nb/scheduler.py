@@ -179,27 +179,6 @@ def _range_of(
     low, high = t.aminmax()
     return int(low), int(high)
 
-# %% ../nbs/01_scheduler.ipynb #3e3f0697
-@patch
-def snr(self: NoiseScheduler,
-    t,            # `(b,)` steps 0..T, or one int
-) -> Tensor:      # float64, of t's shape; infinite at t = 0
-    "Signal-to-noise ratio alpha_cumprod / (1 - alpha_cumprod)."
-    abar = self.alpha_cumprod[self.check_t(t, lowest=0)]
-    return abar / (1 - abar)
-
-# %% ../nbs/01_scheduler.ipynb #01a5e005
-def rescale_zero_terminal_snr(
-    beta: Tensor,   # `(T,)` betas of steps 1..T, T at least 2
-) -> Tensor:        # `(T,)` float64 betas whose last is 1
-    "The same betas, but nothing is left of the picture at T (Lin et al. 2024, alg. 1)."
-    if len(beta) < 2:
-        raise ValueError(f"zero_terminal_snr: expected at least 2 steps; got {len(beta)}")
-    signal = (1 - torch.as_tensor(beta, dtype=torch.float64)).cumprod(0).sqrt()
-    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    abar = torch.cat([signal.new_ones(1), signal.square()])
-    return 1 - abar[1:] / abar[:-1]
-
 # %% ../nbs/01_scheduler.ipynb #eeaa51e6
 @patch
 def look_up(self: NoiseScheduler,
@@ -214,6 +193,27 @@ def look_up(self: NoiseScheduler,
         copy = values.tolist() if where == "float" else values.to(where, dtype)
         self._copies[table, where] = copy
     return self._copies[table, where][t]
+
+# %% ../nbs/01_scheduler.ipynb #3e3f0697
+@patch
+def snr(self: NoiseScheduler,
+    t,            # `(b,)` steps 0..T, or one int
+) -> Tensor:      # float64, of t's shape; infinite at t = 0
+    "Signal-to-noise ratio alpha_cumprod / (1 - alpha_cumprod)."
+    abar = self.look_up("alpha_cumprod", torch.as_tensor(self.check_t(t, lowest=0)))
+    return abar / (1 - abar)
+
+# %% ../nbs/01_scheduler.ipynb #01a5e005
+def rescale_zero_terminal_snr(
+    beta: Tensor,   # `(T,)` betas of steps 1..T, T at least 2
+) -> Tensor:        # `(T,)` float64 betas whose last is 1
+    "The same betas, but nothing is left of the picture at T (Lin et al. 2024, alg. 1)."
+    if len(beta) < 2:
+        raise ValueError(f"zero_terminal_snr: expected at least 2 steps; got {len(beta)}")
+    signal = (1 - torch.as_tensor(beta, dtype=torch.float64)).cumprod(0).sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    abar = torch.cat([signal.new_ones(1), signal.square()])
+    return 1 - abar[1:] / abar[:-1]
 
 # %% ../nbs/01_scheduler.ipynb #304bcd9e
 @patch

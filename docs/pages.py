@@ -70,7 +70,7 @@ def unresolved(name):
             return True
         return False
     owner, _, member = name.partition(".")
-    full = next((n for n in SYMBOLS if short(n) == owner), None)
+    full = next((n for n in SYMBOLS if owner and short(n) == owner), None)  # `.item()` has no owner
     if not member or full is None or not re.fullmatch(r"\w+", member):
         return False
     cls = getattr(importlib.import_module(".".join(full.split(".")[:2])), owner)

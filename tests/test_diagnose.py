@@ -424,7 +424,7 @@ def test_average_age(cap, steps):
     ema = train.EMA(net, cap)
     for k in range(1, steps + 1):
         net.weight.data.fill_(k)
-        ema.update(net, k)
+        ema.update(k)
     assert dg._average_age(cap, steps) == pytest.approx(steps - float(ema.model.weight), abs=1e-6)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 
 from ddpm_nb.blocks import SelfAttention, group_count
@@ -281,3 +282,17 @@ def test_the_embedding_refuses():
     with pytest.raises(ValueError) as e:
         timestep_embedding(torch.tensor(5), 32)
     assert "position: expected shape (b,), one a picture; got ()" in str(e.value)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_gives_the_fused_kernels_what_they_want(layout, heads, monkeypatch):
+    """They ask for a last axis without gaps; without it torch writes down all pixels squared."""
+    seen, attend = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *qkv: seen.extend(qkv) or attend(*qkv)
+    )
+    x = torch.randn(2, 32, 4, 4).to(memory_format=layout)
+    SelfAttention(32, 8, heads)(x)
+    assert len(seen) == 3 and all(v.stride(-1) == 1 for v in seen)
+    assert torch._fused_sdp_choice(*seen) != 0  # 0: the way that is not fused

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import zlib
@@ -23,6 +24,7 @@ from cells import run_cells
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ddpm_nb import runs
 from ddpm_nb.data import (
     PictureFolder,
     _resize_crop,
@@ -544,3 +546,87 @@ def test_stop_signal_notes_and_gives_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.noted == signal.SIGTERM
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+# ---- page 10: written beside the run
+
+
+def test_a_checkpoint_holds_what_the_tensors_held(tmp_path, monkeypatch):
+    """The disk is slow here: the next step is done before the first byte is written."""
+    go, write = threading.Event(), runs.save_checkpoint
+    monkeypatch.setattr(runs, "save_checkpoint", lambda *a: go.wait(10) and write(*a))
+    weight = torch.ones(3)
+    with runs.CheckpointWriter() as writer:
+        writer.save(tmp_path, 1, dict(model=dict(weight=weight)), {}, 2)
+        weight.zero_()
+        assert checkpoints(tmp_path) == []
+        go.set()
+    (path,) = checkpoints(tmp_path)
+    assert read_checkpoint(path, "model")[1]["weight"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("where", ["look", "save", "wait", "end"])
+def test_what_goes_wrong_while_writing_is_said(where, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(runs, "save_checkpoint", full)
+    with pytest.raises(OSError, match="no space"), runs.CheckpointWriter() as writer:
+        writer.save(tmp_path, 1, {}, {}, 2)
+        writer.coming.exception()  # it is over
+        if where == "look":
+            writer.look()
+        if where == "save":
+            writer.save(tmp_path, 2, {}, {}, 2)
+        if where == "wait":
+            writer.wait()
+        assert where == "end"
+
+
+def test_another_error_is_not_hidden_by_one_of_writing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(runs, "save_checkpoint", full)
+    with pytest.raises(FloatingPointError), runs.CheckpointWriter() as writer:
+        writer.save(tmp_path, 1, {}, {}, 2)
+        raise FloatingPointError
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_processes_of_different_speed_stop_at_the_same_step(told):
+    """Two processes as threads; one is three times as slow, and one of them hears the signal."""
+    met, votes = threading.Barrier(2, timeout=20), [None, None]
+
+    class Process:
+        num_processes, device = 2, "cpu"
+
+        def __init__(self, rank):
+            self.rank, self.stopped, self.asked = rank, None, 0
+
+        def reduce(self, vote, how):
+            self.asked += 1
+            votes[self.rank] = vote
+            met.wait()
+            total = votes[0] + votes[1]
+            met.wait()
+            return total
+
+        def work(self):
+            with StopSignal() as stop:
+                for step in range(1, 10_000):
+                    time.sleep(0.002 * (1 + 2 * self.rank))
+                    if step == 150 and self.rank == told:
+                        stop.note(signal.SIGTERM, None)
+                    if stop.agreed(step, self):
+                        self.stopped = step
+                        return
+
+    processes = [Process(0), Process(1)]
+    threads = [threading.Thread(target=p.work) for p in processes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert processes[0].stopped == processes[1].stopped >= 150
+    assert processes[0].asked == processes[1].asked < 100

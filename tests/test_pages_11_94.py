@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import signal
+import sys
 from dataclasses import MISSING, asdict
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -87,7 +88,12 @@ def test_grader_of_accumulate(answer, said):
             dict(schedule="no-such-schedule"),
             f"schedule: expected one of {', '.join(SCHEDULES)}; got 'no-",
         ),
-        (dict(precision="fp16"), "precision: expected one of auto, float32, bf16; got 'fp16'"),
+        (
+            dict(precision="fp16"),
+            "precision: expected one of auto, float32, tf32, bf16; got 'fp16'",
+        ),
+        (dict(compile="fast"), "compile: expected one of auto, on, off, graphs; got 'fast'"),
+        (dict(compile="graphs", grad_accumulation=2), "compile: expected no graphs with grad_acc"),
         (dict(learning_rate=0.0), "learning_rate: expected a number above 0; got 0.0"),
         (dict(clip_norm=math.inf), "clip_norm: expected a number above 0; got inf"),
         (dict(clip_norm=math.nan), "clip_norm: expected a number above 0; got nan"),
@@ -183,8 +189,46 @@ def test_a_run_that_is_not_finite_says_which_checkpoint_is_good(finished):
 
 
 def test_autocast_refuses():
-    with pytest.raises(ValueError, match="precision: expected one of auto, float32, bf16; got"):
+    with pytest.raises(
+        ValueError, match="precision: expected one of auto, float32, tf32, bf16; got"
+    ):
         autocast("cpu", "fp16")
+
+
+USERS = dict(
+    nothing="",
+    first_names="torch.backends.cuda.matmul.allow_tf32 = True",
+    high="torch.set_float32_matmul_precision('high')",
+    medium="torch.set_float32_matmul_precision('medium')",
+    newer_names="torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_tf32_is_as_its_user_left_it(user, run):
+    """torch has two sets of names for it and refuses a mixture: in a process of its own each."""
+    code = f"""
+import torch
+from ddpm_nb.device import _read_tf32, autocast, float32_products
+{USERS[user]}
+def rate():
+    try: return torch.get_float32_matmul_precision()
+    except RuntimeError: return "mixed"
+before = _read_tf32(), rate()
+for device, precision in (("cpu", "float32"), ("cuda", "bf16")):
+    with float32_products(device, precision): assert (_read_tf32(), rate()) == before
+for precision, matrices in (("float32", ("highest", "ieee")), ("tf32", ("high", "tf32"))):
+    with float32_products("cuda", precision):
+        found = _read_tf32()
+        assert found[0] in matrices, found
+        assert found[1] in ((True, "tf32") if precision == "tf32" else (False, "ieee")), found
+    assert (_read_tf32(), rate()) == before
+"""
+    run(sys.executable, "-W", "ignore", "-c", code)
+
+
+def test_compile_of_an_old_config_is_read():
+    assert [DiffusionConfig(compile=c).compile for c in (True, False)] == ["on", "off"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def gradient(pictures, **fields):
     run.optimizer.register_step_pre_hook(
         lambda *_: found.update((k, p.grad.clone()) for k, p in run.model.named_parameters())
     )
-    return float(run.step(1, pictures)), found
+    return float(run.step(1, run.batch(1, pictures))), found
 
 
 def size(gradients):
