@@ -2,14 +2,18 @@
 
     python -m benchmarks.side_by_side                     # widths 64,128,128, batch 16, 32 x 32
     python -m benchmarks.side_by_side --widths 32,64,64 --rounds 9 --threads 2
-    python -m benchmarks.side_by_side --device cuda --widths 128,256,256,256 --batch 128 --compile
+    python -m benchmarks.side_by_side --device cuda --widths 128,256,256,256 --batch 128 --best
 
 *ours* is the library's own training step (`Trainer.step`: random numbers, noise, forward, backward,
 clipping, Adam, EMA, log). *diffusers* is its `UNet2DModel` with the same architecture and the same
-weights, which is checked first, in its tutorial's loop: noise, forward, backward, clipping, AdamW,
-and no EMA. *lucidrains* is its `Unet` and `GaussianDiffusion`, with Adam, clipping and EMA as in its
-`Trainer`; left out where it is not installed. Neither of the two reads the loss back at each step
-here, though their guides do. All run in float32 and in bf16 autocast.
+weights, which is checked first, in its tutorial's loop: noise, forward, backward, clipping, the
+optimiser, and no EMA. *lucidrains* is its `Unet` and `GaussianDiffusion`, with clipping and EMA as in
+its `Trainer`; left out where it is not installed. Neither of the two reads the loss back at each step
+here, though their guides do. All run in float32 and in bf16 autocast, with the same fused Adam.
+
+Each is measured as its users run it: ours in channels_last, which `Trainer` and `load_denoiser` set,
+the others in the layout that they start with, nothing compiled. With --best each is measured a second
+time, all in channels_last and compiled.
 
 Sampling is timed in walks of a few ancestral steps, from noise to pictures on the CPU, divided by
 their number. *ours* is `sample`: each picture has a stream of random numbers of its own, drawn a
@@ -26,109 +30,58 @@ default: on a GPU it has no float32. The counts of parameters show what that com
 
 Speeds are medians over the rounds. Peak memory is that of a fresh process each, above what was
 there before the network was built, from the second step on; in sampling without an average beside
-the network; on a CPU, with --compile, with the compiler. With --compile, compile_seconds is what
-the first step takes beyond the median, from an empty cache. Lines of code are those of the programs
+the network; of a compiled one on a CPU, with the compiler. compile_seconds is what its first step
+takes beyond the median, from an empty cache. Lines of code are those of the programs
 in benchmarks/users, for the same task. The rate of a plain matrix product in both precisions is
 printed first: no network is faster in bf16 than the processor is. A line for each run is added to
 nbs/logs/side_by_side.jsonl. Nothing else should run beside it.
 """
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
 import torch
 
+from ddpm_nb.device import has_fast_bf16
+
+from .measure import copy_rate, forget_peak, machine, matmul_rate, peak, resident, seconds
 from .sides import SIDES, check_same, installed, picture_shape, walk_length
 from .users import lines
 
 ROOT = Path(__file__).parents[1]
 LOG = ROOT / "nbs" / "logs" / "side_by_side.jsonl"
 KINDS = ("train", "sample")
-TARGETS = dict(float32=1.0, bf16=1.3)  # ours in that precision, against diffusers in float32
+TARGETS = dict(train=1.2, sample=1.3)  # ours against diffusers, in bf16 where that is fast; else 1
 SHARE = 0.03  # most of a step that the random numbers, or the EMA, may take
 REPEATS = dict(train=1, randomness=3, ema=3)  # calls a round, times --steps; of sampling one walk
 
 
-def seconds(step, device, repeats):
-    "Seconds a call takes."
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
-def matmul_rate(dtype, device):
-    "What the processor can do: floating-point operations a second in a matrix product."
-    n = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / min(seconds(lambda: a @ b, device, 1) for _ in range(10))
-
-
-def device_name(device):
-    "The processor's name."
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
-def resident(key):
-    "Bytes this process holds: VmRSS now, VmHWM at most so far."
-    # not getrusage: on Linux a child's ru_maxrss starts at what its parent held
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def peak_memory(args, side, precision, kind):
+def peak_memory(args, side, precision, best, kind):
     "Peak bytes of a few steps, above what there was before the network; in a fresh process."
     importlib.import_module(SIDES[side].package)  # what it imports is not its network
-    before = resident("VmRSS")
-    run = SIDES[side](args, precision)
+    before = 0 if args.device == "cuda" else resident("VmRSS")
+    run = SIDES[side](args, precision, best)
     run.model.train(kind == "train")
     if kind == "sample":
         run.forget_average()  # who samples has one network
     getattr(run, kind)()
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):  # Linux has it: VmHWM starts anew
-            Path("/proc/self/clear_refs").write_text("5")
+    forget_peak(args.device)
     for _ in range(3):
         getattr(run, kind)()
-    if args.device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resident("VmHWM") - before
+    return peak(args.device) - before
 
 
-def peak_memory_in_fresh_process(argv, side, precision, kind):
+def peak_memory_in_fresh_process(argv, *which):
     out = subprocess.run(
-        [sys.executable, "-m", "benchmarks.side_by_side", *argv, "--memory", side, precision, kind],
+        [sys.executable, "-m", "benchmarks.side_by_side", *argv, "--memory", *map(str, which)],
         capture_output=True,
         text=True,
         check=False,
@@ -142,24 +95,28 @@ def peak_memory_in_fresh_process(argv, side, precision, kind):
 def measure(args, argv):
     "Everything, as one dict."
     sides = [side for side in SIDES if installed(side)]
-    runs = {(s, p): SIDES[s](args, p) for p in args.precision for s in sides}
+    runs = {
+        (s, p, best): SIDES[s](args, p, best)
+        for best in ([False, True] if args.best else [False])
+        for p in args.precision
+        for s in sides
+    }
     for p in args.precision:
-        ours, theirs = (runs[side, p].model for side in ("ours", "diffusers"))
+        ours, theirs = (runs[side, p, False].model for side in ("ours", "diffusers"))
         check_same(ours, theirs, picture_shape(args), args.device)
     first, times = clock(args, runs)
     result = dict(
-        device=device_name(args.device),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        **machine(args.device),
         diffusers=importlib.metadata.version("diffusers"),
         lucidrains=None,
         **{k: getattr(args, k) for k in "widths attention batch size channels rounds".split()},
-        compile=args.compile,
+        best=args.best,
         parameters={
-            side: sum(p.numel() for p in run.model.parameters()) for (side, _), run in runs.items()
+            side: sum(p.numel() for p in run.model.parameters()) for (side, *_), run in runs.items()
         },
         lines=lines(),
-        matmul={k: matmul_rate(getattr(torch, k), args.device) for k in ("float32", "bfloat16")},
+        matmul={p: matmul_rate(p, args.device) for p in ("float32", "bf16")},
+        copies=copy_rate(args.device),
         targets=TARGETS,
         rows=[row(args, argv, name, first, times) for name in runs],
     )
@@ -188,16 +145,19 @@ def clock(args, runs):
 def row(args, argv, name, first, times):
     "What there is to say of one side in one precision."
     median = {key: statistics.median(values) for key, values in times.items()}
-    out = dict(network=name[0], precision=name[1], compile_seconds=None)
+    out = dict(network=name[0], precision=name[1], best=name[2], compile_seconds=None)
+    out["fast_bf16"] = has_fast_bf16(args.device)
     for kind in KINDS:
         steps = walk_length(args) if kind == "sample" else 1
         out[f"{kind}_per_s"] = args.batch * steps / median[name, kind]
         out[f"{kind}_spread"] = spread(times[name, kind])
-        reference = median.get((("diffusers", "float32"), kind))
+        reference = median.get((("diffusers", "float32", False), kind))
         out[f"{kind}_ratio"] = reference and reference / median[name, kind]
+        equal = median.get((("diffusers", *name[1:]), kind))
+        out[f"{kind}_equal"] = equal and equal / median[name, kind]
         memory = None if args.no_memory else peak_memory_in_fresh_process(argv, *name, kind)
         out[f"{kind}_bytes"] = memory
-    if args.compile:
+    if name[2]:
         out["compile_seconds"] = {k: first[name, k] - median[name, k] for k in KINDS}
     if name[0] == "ours":
         for part in ("randomness", "ema"):
@@ -215,22 +175,21 @@ def spread(values):
 
 def table(result):
     "The numbers as lines to read."
-    show = "{:10} {:9} {:>15} {:>6} {:>15} {:>6} {:>9} {:>9} {:>13}".format
+    show = "{:10} {:9} {:5} {:>15} {:>6} {:>15} {:>6} {:>9} {:>9} {:>13}".format
     r = result
     out = [
         f"{r['device']}, {r['threads']} threads, torch {r['torch']}, diffusers {r['diffusers']}, "
-        f"lucidrains {r['lucidrains'] or 'not installed'}" + ", compiled" * r["compile"],
+        f"lucidrains {r['lucidrains'] or 'not installed'}",
         f"widths {r['widths']}, attention at {r['attention']}, batch {r['batch']}, "
         f"{r['channels']} x {r['size']} x {r['size']}, {r['rounds']} rounds",
         "parameters: " + ", ".join(f"{k} {v:,}" for k, v in r["parameters"].items()),
         "lines of code of a program: " + ", ".join(f"{k} {v}" for k, v in r["lines"].items()),
         "matrix products: "
-        + ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in r["matmul"].items()),
+        + ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in r["matmul"].items())
+        + f"; copies {r['copies'] / 1e9:.0f} GB/s",
         "",
-        show("", "", "training", "", "sampling", "", "training", "sampling", "compiling"),
-        show(
-            *"network precision pictures/s ratio pictures/s ratio".split(), *["MB"] * 2, "seconds"
-        ),
+        show("", "", "", "training", "", "sampling", "", "training", "sampling", "compiling"),
+        show(*"network precision as pictures/s ratio pictures/s ratio MB MB seconds".split()),
     ]
     for r in result["rows"]:
         cells = []
@@ -241,9 +200,19 @@ def table(result):
         cells += ["" if m is None else f"{m / 1e6:.0f}" for m in memory]
         compiling = (r["compile_seconds"] or {}).values()
         out.append(
-            show(r["network"], r["precision"], *cells, " + ".join(map("{:.1f}".format, compiling)))
+            show(
+                r["network"],
+                r["precision"],
+                "best" if r["best"] else "used",
+                *cells,
+                " + ".join(map("{:.1f}".format, compiling)),
+            )
         )
-    out += ["", "ratio: against diffusers in float32; MB: peak memory"]
+    out += [
+        "",
+        "used: as its users run it; best: channels_last and compiled",
+        "ratio: against diffusers in float32, as used; MB: peak memory",
+    ]
     return "\n".join(out + [judged(r) for r in result["rows"] if r["network"] == "ours"])
 
 
@@ -251,14 +220,15 @@ def judged(r):
     "What a row of ours comes to, beside what it should."
     shares = [f"{part} {r[f'{part}_share']:.2%}" for part in ("randomness", "ema")]
     good = max(r["randomness_share"], r["ema_share"]) < SHARE
-    text = (
-        f"ours in {r['precision']}: {', '.join(shares)} of a step (below {SHARE:.0%}: {yes(good)})"
-    )
-    if r["train_ratio"] is None:
+    text = f"ours in {r['precision']}, {'best' if r['best'] else 'used'}: {', '.join(shares)} of a step"
+    text += f" (below {SHARE:.0%}: {yes(good)})"
+    if r["train_equal"] is None:
         return text
-    target = TARGETS[r["precision"]]
-    train, sample = (yes(r[f"{kind}_ratio"] >= target) for kind in KINDS)
-    return f"{text}; at least {target} times diffusers: training {train}, sampling {sample}"
+    fast = r["precision"] == "bf16" and r["fast_bf16"]
+    for kind, name in dict(train="training", sample="sampling").items():
+        target, ratio = TARGETS[kind] if fast else 1.0, r[f"{kind}_equal"]
+        text += f"; {name} {ratio:.2f} times diffusers' (at least {target}: {yes(ratio >= target)})"
+    return text
 
 
 def yes(good):
@@ -290,12 +260,12 @@ def parse(argv):
     add("--steps", type=int, default=3, help="training steps a round; of sampling, 3 times as many")
     add("--threads", type=int, help="CPU threads; left out: torch's choice")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--compile", action="store_true", help="torch.compile all networks")
+    add("--best", action="store_true", help="each also at its best: channels_last, compiled")
     add("--no-memory", action="store_true", help="leave the peak memory out")
     add("--log", type=Path, default=LOG, help="where a line is added")
-    add("--memory", nargs=3, help=argparse.SUPPRESS)
+    add("--memory", nargs=4, help=argparse.SUPPRESS)
     args = p.parse_args(argv)
-    unknown = sorted(set(args.precision) - set(TARGETS))
+    unknown = sorted(set(args.precision) - {"float32", "bf16"})
     if unknown:
         p.error(f"--precision: expected float32, bf16 or both; got {', '.join(unknown)}")
     if any(w % args.widths[0] for w in args.widths):
@@ -319,11 +289,12 @@ def main(argv=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.memory:
-        return print(peak_memory(args, *args.memory))
+        side, precision, best, kind = args.memory
+        return print(peak_memory(args, side, precision, best == "True", kind))
     if not installed("lucidrains"):
         print("lucidrains is left out: pip install 'ddpm_nb[bench]'")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        if args.compile:
+        if args.best:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing in it: compiling takes its time
         result = measure(args, argv)
     print(table(result))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_nb.data import PictureData
-from ddpm_nb.device import autocast
+from ddpm_nb.device import autocast, float32_products
 from ddpm_nb.objective import Denoiser
 from ddpm_nb.sample import sample
 from ddpm_nb.scheduler import LinearNoiseScheduler
@@ -21,13 +21,15 @@ class Ours:
     package = "ddpm_nb.train"
     parts = ("train", "sample", "randomness", "ema")
 
-    def __init__(self, args, precision):
-        config = DiffusionConfig(batch_size=args.batch, precision=precision, compile=args.compile)
+    def __init__(self, args, precision, best=False):
+        compile = "on" if best else "off"  # the layout is channels_last anyway
+        config = DiffusionConfig(batch_size=args.batch, precision=precision, compile=compile)
         data = PictureData(torch.randint(0, 256, picture_shape(args), dtype=torch.uint8))
-        self.trainer = Trainer(config.new_denoiser(model_config(args)), data, config)
+        denoiser = config.new_denoiser(model_config(args)).to(args.device)
+        self.trainer = Trainer(denoiser, data, config, optimizer=adam(denoiser.net))
         self.precision, self.steps, self.walk = precision, 0, walk_length(args)
         self.model = randomise(self.trainer.model)
-        self.pictures = data.pictures.to(self.trainer.device)
+        self.pictures = data.pictures
         self.xt = torch.randn(self.pictures.shape, device=self.trainer.device)
 
     def forget_average(self):
@@ -35,7 +37,7 @@ class Ours:
 
     def train(self):
         self.steps += 1
-        self.trainer.step(self.steps, self.pictures)
+        self.trainer.step(self.steps, self.trainer.batch(self.steps, self.pictures))
 
     def sample(self):
         sample(
@@ -56,24 +58,24 @@ class Ours:
         self.trainer.scheduler.add_noise(x0, noise.to(x0.device), t.to(x0.device))
 
     def ema(self):
-        self.trainer.ema.update(self.trainer.model, self.steps)
+        self.trainer.ema.update(self.steps)
 
 
 class Diffusers:
-    "diffusers' network and scheduler, with our weights, in its tutorial's loop."
+    "diffusers' network and scheduler, with our weights and optimiser, in its tutorial's loop."
 
     package = "diffusers.pipelines.ddpm.pipeline_ddpm"
     parts = ("train", "sample")
 
-    def __init__(self, args, precision):
+    def __init__(self, args, precision, best=False):
         from ddpm_nb.interop import to_diffusers
 
         ours = Denoiser(randomise(UNet(model_config(args))), LinearNoiseScheduler(1000))
         self.model, self.scheduler = to_diffusers(ours)
-        self.model.to(args.device)
-        self.network = torch.compile(self.model) if args.compile else self.model
+        self.model.to(args.device, memory_format=layout(best))
+        self.network = torch.compile(self.model) if best else self.model
         self.precision, self.walk = precision, walk_length(args)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = adam(self.model)
         self.x0 = torch.randn(picture_shape(args), device=args.device)
 
     def forget_average(self):
@@ -83,9 +85,10 @@ class Diffusers:
         noise = torch.randn_like(self.x0)
         t = torch.randint(0, 1000, (len(self.x0),), device=self.x0.device)
         xt = self.scheduler.add_noise(self.x0, noise, t)
-        with autocast(self.x0.device, self.precision):
-            noise_pred = self.network(xt, t).sample
-        F.mse_loss(noise_pred.float(), noise).backward()
+        with float32_products(self.x0.device, self.precision):
+            with autocast(self.x0.device, self.precision):
+                noise_pred = self.network(xt, t).sample
+            F.mse_loss(noise_pred.float(), noise).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -106,7 +109,7 @@ class Lucidrains:
     package = "denoising_diffusion_pytorch"
     parts = ("train", "sample")
 
-    def __init__(self, args, precision):
+    def __init__(self, args, precision, best=False):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
 
@@ -119,20 +122,22 @@ class Lucidrains:
         )
         kind = dict(objective="pred_noise", beta_schedule="linear")
         self.model = GaussianDiffusion(unet, image_size=args.size, **kind).to(args.device)
+        self.model.to(memory_format=layout(best))
         self.precision, self.walk = precision, walk_length(args)
         self.average = EMA(self.model, beta=0.995, update_every=10)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        self.optimizer = adam(self.model)
         self.x0 = torch.rand(picture_shape(args), device=args.device)
-        if args.compile:
+        if best:
             unet.compile()
 
     def forget_average(self):
         self.average = None
 
     def train(self):
-        with autocast(self.x0.device, self.precision):
-            loss = self.model(self.x0)
-        loss.backward()
+        with float32_products(self.x0.device, self.precision):
+            with autocast(self.x0.device, self.precision):
+                loss = self.model(self.x0)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -147,6 +152,15 @@ class Lucidrains:
 
 
 SIDES = dict(ours=Ours, diffusers=Diffusers, lucidrains=Lucidrains)
+
+
+def layout(best):
+    return torch.channels_last if best else torch.contiguous_format
+
+
+def adam(model):
+    "The optimiser of all sides."
+    return torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
 
 def installed(side):
@@ -183,7 +197,7 @@ def randomise(model):
 def check_same(ours, theirs, shape, device):
     "Stops the run if the two networks do not answer the same."
     x, t = torch.randn(shape, device=device), torch.randint(1, 1001, shape[:1], device=device)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with float32_products(device, "float32"):
         a, b = ours(x, t), theirs(x, t - 1).sample
     error = float((a - b).abs().max() / a.abs().max())
     if not error < 1e-4:

@@ -5,12 +5,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_nb import cli
 
 pytest.importorskip(
     "diffusers", reason="the benchmark compares with diffusers: pip install '.[dev,interop]'"
 )
-from benchmarks import side_by_side, sides, users  # noqa: E402
+from benchmarks import gpu, side_by_side, sides, users  # noqa: E402
 
 SMALL = "--widths 32,32 --size 8 --attention 4 --batch 2 --rounds 1 --steps 1".split()
 
@@ -46,7 +50,7 @@ def test_stops_if_the_networks_are_not_the_same():
 
 @pytest.mark.parametrize("side", ["ours", "diffusers"])
 def test_memory_is_measured_in_a_fresh_process(side):
-    assert side_by_side.peak_memory_in_fresh_process(SMALL, side, "float32", "train") > 1e6
+    assert side_by_side.peak_memory_in_fresh_process(SMALL, side, "float32", False, "train") > 1e6
 
 
 @pytest.mark.parametrize("name", ["ours", "diffusers_", "lucidrains"])
@@ -85,3 +89,64 @@ def test_what_may_be_typed_wrong(capsys):
         with pytest.raises(SystemExit) as e:
             side_by_side.main(argv)
         assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+# ---- benchmarks.gpu, with everything tiny, on the CPU
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch, run):
+    "A part that runs in this process; its commands go to the forks."
+
+    def command(self, name, *args, timeout=60):
+        said = run(f"ddpm-{name}", *args).stdout
+        self.row("command", name=f"ddpm-{name}", status=0, seconds=0.0, said=said[-200:])
+
+    def part(name):
+        args = gpu.parse(["--part", name, "--out", str(tmp_path), "--small", "--device", "cpu"])
+        monkeypatch.setattr(gpu.Part, "command", command)
+        monkeypatch.setattr(gpu.Part, "process", lambda *_: True)
+        gpu.PARTS[name](gpu.Part(args))
+        return [json.loads(line) for line in open(tmp_path / "gpu.jsonl")]
+
+    return part
+
+
+def test_the_gpus_check_tries_every_command(part):
+    rates, *commands = part("check")
+    assert rates["kind"] == "rates" and rates["copy_gb_s"] > 0 and rates["device"]
+    tried = {row["name"] for row in commands}
+    assert tried == {f"ddpm-{n.removeprefix('main_')}" for n in cli.__all__}
+
+
+def test_the_gpus_training_leaves_weights_and_rows(part, tmp_path):
+    rows = part("train")
+    assert [r["kind"] for r in rows] == ["train", "command", "command"]
+    weights = load_file(tmp_path / "digits-half.safetensors")
+    assert {v.dtype for v in weights.values()} == {torch.float16}
+    assert (tmp_path / "digits-log.jsonl").exists() and (tmp_path / "evaluation.json").exists()
+
+
+def test_the_gpus_peers_and_throughput(part):
+    there = [side for side in sides.SIDES if sides.installed(side)]
+    rows = part("peers")
+    assert [(r["precision"], r["kind"]) for r in rows] == [
+        (precision, side) for precision in ("bf16", "tf32", "float32") for side in there
+    ]
+    assert all(r["train_per_s"] > 0 and r["memory"] > 0 for r in rows)
+    row = part("throughput")[-1]
+    assert row["mfu"] > 0 and row["flops"] > row["attention"] > 0
+
+
+def test_a_part_ends_at_its_limit(tmp_path, capfd):
+    gpu.main(["train", "--minutes", "0.06", "--out", str(tmp_path), "--small", "--device", "cpu"])
+    assert "ended at its limit" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, said", [(["fly"], "PART: expected"), (["--minutes", "0"], "above 0")]
+)
+def test_what_the_gpus_benchmark_refuses(tmp_path, argv, said, capsys):
+    with pytest.raises(SystemExit) as e:
+        gpu.main([*argv, "--out", str(tmp_path)])
+    assert e.value.code == 2 and said in capsys.readouterr().err
