@@ -6,12 +6,12 @@ BIN = $(VENV)/bin
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
-# GOMP_SPINCOUNT: two threads that wait for each other for a short while only, so that a busy machine does not stall them.
+# OMP_WAIT_POLICY: threads that wait for each other sleep meanwhile, so that a busy machine does not stall them.
 demo: $(VENV)/.run   ## install, train on digits, sample, show where the pictures are
 	rm -rf demo
-	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-train digits --out-dir demo/run
-	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample demo/run --n 64 --steps 60 --out demo/samples.png --gif demo/reverse.gif
-	GOMP_SPINCOUNT=10000 $(BIN)/ddpm-sample fashion_mnist --n 64 --out demo/clothes.png
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-train digits --out-dir demo/run
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-sample demo/run --n 64 --steps 60 --out demo/samples.png --gif demo/reverse.gif
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-sample fashion_mnist --n 64 --out demo/clothes.png
 	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
 	@echo "64 pieces of clothing, drawn with weights that come with the package: demo/clothes.png"
 
@@ -21,7 +21,7 @@ test: docs           ## install, and run every check
 
 lab: $(VENV)/.dev    ## the book in JupyterLab
 	$(BIN)/jupyter trust nbs/*.ipynb   # so that stored figures and players show before a page is run
-	$(BIN)/jupyter lab --config=tools/lab.py --notebook-dir=. nbs/index.ipynb
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/jupyter lab --config=tools/lab.py --notebook-dir=. nbs/index.ipynb
 
 docs: $(VENV)/.dev   ## the docs site in _site/; warnings and broken links are errors
 	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
@@ -30,7 +30,7 @@ docs-serve: docs     ## the docs site in a browser: http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory _site 8000
 
 evaluate: $(VENV)/.dev   ## every row of page 15's tables for RUN=runs/fashion_mnist (FULL=--full on a GPU)
-	GOMP_SPINCOUNT=10000 $(BIN)/python tools/table.py $(RUN) $(FULL)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/table.py $(RUN) $(FULL)
 
 ship: evaluate       ## put RUN's weights into the package, with COMMIT=... and DEVICE="its name"
 	$(BIN)/python tools/fashion_mnist.py figures $(RUN)
