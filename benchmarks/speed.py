@@ -5,11 +5,11 @@
     python -m benchmarks.speed --preset cifar10 --count            # operations and bytes alone
 
 First the machine's rates: floating-point operations a second in a matrix product, bytes a second in a
-copy. Then a training step (`Trainer.step`) in several ways: in both layouts of memory, in each
-precision, eager and compiled (--compile). For the first way the time is told apart by kind of operation
-(torch's profiler, on one thread unless --threads says otherwise), beside what the roofline allows for
-that kind: its operations at the rate of a matrix product, or its bytes at the rate of a copy, whichever
-takes longer. Operations and bytes are counted on the meta device, where each operation reads its inputs
+copy. Then a training step (`Trainer.step`) and an answer of the network, in several ways that take
+turns: in both layouts of memory, in each precision, eager and compiled (--compile). For the first way
+a step's time is told apart by kind of operation (torch's profiler, on one thread unless --threads says
+otherwise), beside what the roofline allows for that kind: its operations at the rate of a matrix
+product, or its bytes at the rate of a copy, whichever takes longer. Operations and bytes are counted on the meta device, where each operation reads its inputs
 and writes its outputs once. A line is added to nbs/logs/speed.jsonl. Nothing else should run beside it.
 """
 
@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ddpm_nb.data import PictureData
+from ddpm_nb.device import autocast
 from ddpm_nb.objective import Denoiser, training_loss
 from ddpm_nb.scheduler import LinearNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, Trainer
@@ -109,13 +111,29 @@ def new_trainer(args, config, precision, compiled):
     return Trainer(c.new_denoiser(config).to(args.device), data, c)
 
 
-def step_seconds(args, trainer):
-    "Median seconds of a training step, and those of the first one."
-    batch = trainer.batch(1, trainer.data.pictures)
-    step = lambda: trainer.step(1, batch)  # noqa: E731
-    first = seconds(step, args.device)
-    step()
-    return statistics.median(seconds(step, args.device) for _ in range(args.rounds)), first
+def clock(args, ways, trainers):
+    "Into each way: median seconds of a training step and of an answer, by turns; those of the first."
+    times = {(k, what): [] for k in range(len(ways)) for what in ("seconds", "answer")}
+    for round_ in range(-1, args.rounds):  # the first one compiles and warms up
+        for k, (way, trainer) in enumerate(zip(ways, trainers, strict=True)):
+            batch = trainer.batch(1, trainer.data.pictures)
+            step = partial(trainer.step, 1, batch)
+            if round_ < 0:
+                way["first"] = seconds(step, args.device)
+            took = dict(seconds=seconds(step, args.device))
+            took["answer"] = seconds(partial(answer, trainer, batch, way), args.device)
+            for what, value in took.items():
+                if round_ >= 0:
+                    times[k, what].append(value)
+    for (k, what), values in times.items():
+        ways[k][what] = statistics.median(values)
+
+
+@torch.no_grad()
+def answer(trainer, batch, way):
+    "The network's, as a sampler asks for it."
+    with autocast(trainer.device, way["precision"]):
+        trainer.denoiser.net(batch.x0, batch.t)
 
 
 def profiled(args, trainer):
@@ -146,16 +164,17 @@ def measure(args):
             *[("channels_last", True)] * args.compile,
         ]
     ]
-    for way in ways:
-        trainer = new_trainer(args, config, way["precision"], way["compiled"])
-        layout = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
+    layout = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
+    trainers = [new_trainer(args, config, way["precision"], way["compiled"]) for way in ways]
+    for way, trainer in zip(ways, trainers, strict=True):
         for net in (trainer.model, trainer.ema.model):
             net.to(memory_format=layout[way["layout"]])
-        way["seconds"], way["first"] = step_seconds(args, trainer)
+    clock(args, ways, trainers)
+    for way in ways:
         print(f"{way['precision']}, {way['layout']}, {'compiled' if way['compiled'] else 'eager'}: "
-              f"{args.batch / way['seconds']:.1f} pictures/s", flush=True)  # fmt: skip
-        if way is ways[0]:
-            by_kind = profiled(args, trainer)
+              f"{args.batch / way['seconds']:.1f} pictures/s, "
+              f"{args.batch / way['answer']:.1f} answers/s", flush=True)  # fmt: skip
+    by_kind = profiled(args, trainers[0])
     asked = account(config, args.batch)
     return dict(
         **machine(args.device),

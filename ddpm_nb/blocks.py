@@ -8,8 +8,12 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/blocks.html.md"""
 __all__ = ['group_count', 'ho_init', 'zero_init', 'ResNetBlock', 'SelfAttention', 'Downsample', 'Upsample']
 
 # %% ../nbs/04_blocks.ipynb #f078edd3
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/04_blocks.ipynb #b65daff0
 def group_count(
@@ -47,6 +51,7 @@ def zero_init(
 # %% ../nbs/04_blocks.ipynb #0272e994
 class ResNetBlock(nn.Module):
     "Two convolutions, the time added between, plus a shortcut (Ho et al., appendix B)."
+    checkpointing = False       # True: the branch is computed anew for its gradient
     def __init__(self,
         in_dim: int,            # channels that come in
         out_dim: int,           # channels that go out
@@ -71,10 +76,14 @@ class ResNetBlock(nn.Module):
         time_emb: Tensor,  # `(b, time_dim)` from `TimeEmbedding`
     ) -> Tensor:           # `(b, out_dim, h, w)`
         "What passes through, plus what two convolutions make of it and of the time."
+        again = self.checkpointing and torch.is_grad_enabled()
+        branch = partial(checkpoint, self._branch, use_reentrant=False) if again else self._branch
+        return self.shortcut(x) + branch(x, time_emb)
+
+    def _branch(self, x, time_emb):
         y = self.conv1(F.silu(self.norm1(x)))                # (b, out_dim, h, w)
         y = y + self.time_proj(F.silu(time_emb))[:, :, None, None]  # same for every pixel
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))  # (b, out_dim, h, w)
-        return self.shortcut(x) + y
+        return self.conv2(self.dropout(F.silu(self.norm2(y))))  # (b, out_dim, h, w)
 
 # %% ../nbs/04_blocks.ipynb #9b45e4a7
 class SelfAttention(nn.Module):

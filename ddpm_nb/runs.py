@@ -244,7 +244,7 @@ def load_x0_error(
 
 # %% ../nbs/10_checkpoints.ipynb #3c82ef1e
 FREE_FIELDS = ("max_steps", "data_dir", "out_dir", "num_workers", "log_every",
-                "save_every", "keep", "sample_every", "compile")
+                "save_every", "keep", "sample_every", "compile", "checkpointing")
 
 
 def _differences(

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._triton import has_triton
 from tqdm import tqdm
 
+from .blocks import ResNetBlock
 from .data import PictureData, batches, check_model_range, flip, load_data, to_model_range
 from ddpm_nb.device import (
     PRECISIONS,
@@ -83,6 +84,7 @@ class DiffusionConfig:
     keep: int = 3                    # checkpoints to keep
     sample_every: int = 0            # steps between grids of samples; 0: none
     compile: str = "auto"            # "on", "off", "graphs"; "auto": on for an NVIDIA GPU
+    checkpointing: bool = False      # blocks are computed anew for gradients, to save memory
 
     def __post_init__(self):
         self.adam_betas = tuple(self.adam_betas)
@@ -319,6 +321,18 @@ def _compiled(
     if how == "off" or how == "auto" and not fast: return net
     return torch.compile(net, mode="reduce-overhead" if how == "graphs" else None)
 
+# %% ../nbs/11_training.ipynb #11a7c401
+def _set_checkpointing(
+    net: torch.nn.Module,
+    on: bool,               # DiffusionConfig.checkpointing
+) -> None:                  # or ValueError where there is nothing to set
+    "Whether the network's ResNet blocks are computed anew for their gradients."
+    blocks = [m for m in net.modules() if isinstance(m, ResNetBlock)]
+    if on and not blocks:
+        raise ValueError(f"checkpointing: expected a network of ResNetBlocks; "
+                         f"got {type(net).__name__}")
+    for block in blocks: block.checkpointing = on
+
 # %% ../nbs/11_training.ipynb #c56eebf2
 class Trainer:
     "The moving parts of a run."
@@ -337,6 +351,7 @@ class Trainer:
         self.scheduler = denoiser.scheduler
         net = denoiser.net.to(self.device, memory_format=torch.channels_last)
         self.model = net.train().requires_grad_(True)
+        _set_checkpointing(self.model, config.checkpointing)
         self.parameters = list(self.model.parameters())
         self.ema = EMA(self.model, config.ema_decay)
         self.log = LossLog(self.scheduler.num_timesteps, self.device)

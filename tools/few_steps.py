@@ -4,12 +4,14 @@
     python tools/few_steps.py digits fid                   # an hour and more
     python tools/few_steps.py fashion_mnist rms fid        # hours
     python tools/few_steps.py fashion_mnist strip          # some minutes
+    python tools/few_steps.py fashion_mnist whole          # hours
 
 rms: the distance, in grey levels, of 64 pictures to those of a walk of 500 steps from the same noise
 (for the samplers that add none). fid: the FID to all training pictures on the data set's own
 features, in seeds that all samplers share, of the pictures as they are and with all that is nearly
 black set to black, and the share of black pixels. strip: a figure of three pictures, in up to 1,000
-evaluations. Rows are written to nbs/logs/NAME/few_steps.jsonl as they are made; those that are there
+evaluations. whole: a row of rms and one of fid for the walk of all steps, and more rows beside them,
+from which `python -m benchmarks.quality` finds how few steps draw as well. Rows are written to nbs/logs/NAME/few_steps.jsonl as they are made; those that are there
 are not made again.
 """
 
@@ -63,28 +65,30 @@ class Log:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 
-def rms(name, log, n=64, counts=(5, 8, 10, 20, 50)):
+def rms_plan(counts=(5, 8, 10, 20, 50)):
+    return [(m, s, e) for m in QUIET for s in SPACINGS for e in counts]
+
+
+def rms(name, log, plan, n=64):
     "Root mean square distance to the converged walk from the same noise."
     denoiser, converged = load_denoiser(name), None
-    for method in QUIET:
-        for spacing in SPACINGS:
-            for evaluations in counts:
-                steps = steps_of(method, evaluations)
-                about = dict(what="rms", method=method, spacing=spacing, steps=steps)
-                if log.has(**about):
-                    continue
-                if converged is None:
-                    how = dict(method="dpm++", spacing="log-snr", steps=500)
-                    converged = sample(denoiser, n, batch_size=n, **how)
-                x = sample(denoiser, n, method=method, spacing=spacing, steps=steps, batch_size=n)
-                off = (x - converged).flatten(1).square().mean(1).sqrt() * 127.5
-                log.add(
-                    **about,
-                    evaluations=evaluations_of(method, steps),
-                    rms=float(off.square().mean().sqrt()),
-                    median=float(off.median()),
-                    n=n,
-                )
+    for method, spacing, evaluations in plan:
+        steps = steps_of(method, evaluations)
+        about = dict(what="rms", method=method, spacing=spacing, steps=steps)
+        if log.has(**about):
+            continue
+        if converged is None:
+            how = dict(method="dpm++", spacing="log-snr", steps=500)
+            converged = sample(denoiser, n, batch_size=n, **how)
+        x = sample(denoiser, n, method=method, spacing=spacing, steps=steps, batch_size=n)
+        off = (x - converged).flatten(1).square().mean(1).sqrt() * 127.5
+        log.add(
+            **about,
+            evaluations=evaluations_of(method, steps),
+            rms=float(off.square().mean().sqrt()),
+            median=float(off.median()),
+            n=n,
+        )
 
 
 def best_spacing(log, method):
@@ -106,7 +110,7 @@ def fid_plan(name, log):
     return noisy + few + [(m, s, 50) for m, s in (*AT_50, ("dpm++", best_spacing(log, "dpm++")))]
 
 
-def fid(name, log, n, seeds):
+def fid(name, log, plan, n, seeds):
     "FID to the training pictures, seed by seed."
     train, net, denoiser = load_data(name), load_features(name), load_denoiser(name)
     reference, black = features_of(net, train), 2 * 3 / 255 - 1
@@ -116,9 +120,8 @@ def fid(name, log, n, seeds):
         share = float((drawn.pictures == 0).float().mean())
         return frechet_distance(reference, features_of(net, drawn)), share
 
-    plan = list(dict.fromkeys(fid_plan(name, log)))
     for seed in range(seeds):
-        for method, spacing, evaluations in plan:
+        for method, spacing, evaluations in dict.fromkeys(plan):
             steps = steps_of(method, evaluations)
             about = dict(what="fid", method=method, spacing=spacing, steps=steps, seed=seed)
             if log.has(**about):
@@ -134,6 +137,18 @@ def fid(name, log, n, seeds):
                 black=share,
                 n=n,
             )
+
+
+def whole(name, log, n, seeds):
+    "More rows of fid and of rms, up to the walk of all steps."
+    few = [(m, "karras", e) for e in (8, 6, 7, 9, 12, 15) for m in ("dpm++", "sde-dpm++")]
+    many = [("ddim", "uniform", 50)]
+    if name == "digits":
+        many += [("sde-dpm++", s, e) for e in (100, 200) for s in ("uniform", "log-snr")]
+    quiet = [("dpm++", s, e) for s in ("karras", "log-snr") for e in (12, 15, 30, 100, 200)]
+    fid(name, log, few + many, n, seeds)
+    rms(name, log, [*quiet, ("ddim", "uniform", 1000)])
+    fid(name, log, [("ancestral", "uniform", 1000)], n, seeds)
 
 
 def strip(name, counts=(5, 10, 20, 50, 1000), n=3):
@@ -154,7 +169,7 @@ def strip(name, counts=(5, 10, 20, 50, 1000), n=3):
 def main():
     p = argparse.ArgumentParser("tools/few_steps.py", description=__doc__.splitlines()[0])
     p.add_argument("name", choices=shipped())
-    p.add_argument("what", nargs="+", choices=("rms", "fid", "strip"))
+    p.add_argument("what", nargs="+", choices=("rms", "fid", "strip", "whole"))
     p.add_argument("--n", type=int, help="samples a seed for an FID (297 digits, 500 clothes)")
     p.add_argument("--seeds", type=int, help="0, 1, ... (10 for digits, 5 for clothes)")
     p.add_argument("--log", type=Path, help="nbs/logs/NAME/few_steps.jsonl")
@@ -164,10 +179,13 @@ def main():
     settings |= dict(torch=torch.__version__.split("+")[0], device="cpu")
     log = Log(a.log or ROOT / "nbs" / "logs" / a.name / "few_steps.jsonl", settings)
     digits = a.name == "digits"
+    n, seeds = a.n or (297 if digits else 500), a.seeds or (10 if digits else 5)
     if "rms" in a.what:
-        rms(a.name, log)
+        rms(a.name, log, rms_plan())
     if "fid" in a.what:
-        fid(a.name, log, a.n or (297 if digits else 500), a.seeds or (10 if digits else 5))
+        fid(a.name, log, fid_plan(a.name, log), n, seeds)
+    if "whole" in a.what:
+        whole(a.name, log, n, a.seeds or (5 if digits else 1))
     if "strip" in a.what:
         strip(a.name)
 
