@@ -1,8 +1,7 @@
 """How the cost of a step grows, what memory can be traded for, and whether pictures come fast enough.
 
-    python -m benchmarks.growth                  # all parts: an hour on two cores
-    python -m benchmarks.growth size width
-    python -m benchmarks.growth memory --preset ffhq128 --batch 4
+    python -m benchmarks.growth size width batch steps data busy    # half an hour on two cores
+    python -m benchmarks.growth memory --batch 16 --rounds 1        # as long
 
 size, width, batch   a training step and a sampling step of a network of three levels (--width at the
                      top, twice that below, attention at half size), one of the three varied
@@ -51,7 +50,7 @@ def points(args):
     def varied(name, values):
         return [dict(base, **{name: v}) for v in values]
 
-    parts = [(1, False), (1, True), (2, False), (2, True), (4, False), (4, True)]
+    parts = [(1, False), (1, True), (4, False), (4, True)]
     memory = dict(preset=args.preset, batch=args.batch)
     return dict(
         size=varied("size", [args.size // 2, args.size, 2 * args.size, 4 * args.size]),
@@ -162,6 +161,12 @@ def measured_busy(point, rounds):
             other.wait()
 
 
+def found_at(part, point, rounds):
+    "What is measured at a point, in this process."
+    find = dict(data=measured_data, busy=measured_busy).get(part, measured)
+    return find(point, rounds)
+
+
 def in_fresh_process(part, point, rounds):
     "A point's row."
     env = dict(os.environ, ACCELERATE_USE_CPU="1")
@@ -211,8 +216,7 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     if args.point:
-        find = dict(data=measured_data, busy=measured_busy).get(args.parts[0], measured)
-        return print(json.dumps(find(args.point, args.rounds)))
+        return print(json.dumps(found_at(args.parts[0], args.point, args.rounds)))
     for part, each in points(args).items():
         for point in each if part in args.parts or not args.parts else []:
             row = dict(**machine("cpu"), part=part, point=point)

@@ -76,8 +76,9 @@ class ResNetBlock(nn.Module):
         time_emb: Tensor,  # `(b, time_dim)` from `TimeEmbedding`
     ) -> Tensor:           # `(b, out_dim, h, w)`
         "What passes through, plus what two convolutions make of it and of the time."
-        again = self.checkpointing and torch.is_grad_enabled()
-        branch = partial(checkpoint, self._branch, use_reentrant=False) if again else self._branch
+        branch = self._branch
+        if self.checkpointing and torch.is_grad_enabled():
+            branch = partial(checkpoint, branch, use_reentrant=False)
         return self.shortcut(x) + branch(x, time_emb)
 
     def _branch(self, x, time_emb):

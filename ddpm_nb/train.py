@@ -84,12 +84,17 @@ class DiffusionConfig:
     keep: int = 3                    # checkpoints to keep
     sample_every: int = 0            # steps between grids of samples; 0: none
     compile: str = "auto"            # "on", "off", "graphs"; "auto": on for an NVIDIA GPU
-    checkpointing: bool = False      # blocks are computed anew for gradients, to save memory
+    checkpointing: bool = False      # blocks computed anew for gradients: saves memory
 
-    def __post_init__(self):
-        self.adam_betas = tuple(self.adam_betas)
-        if isinstance(self.compile, bool): self.compile = "on" if self.compile else "off"
-        if errors := self._errors(): raise ValueError(" | ".join(errors))
+    def __post_init__(self): self._check()
+
+# %% ../nbs/11_training.ipynb #11a7c402
+@patch
+def _check(self: DiffusionConfig) -> None:    # or ValueError
+    "JSON knows lists only; older configs say True and False of `compile`."
+    self.adam_betas = tuple(self.adam_betas)
+    if isinstance(self.compile, bool): self.compile = "on" if self.compile else "off"
+    if errors := self._errors(): raise ValueError(" | ".join(errors))
 
 # %% ../nbs/11_training.ipynb #b2b1f002
 _LEAST = dict(batch_size=1, timesteps_diff=1, max_steps=1, seed=0, grad_accumulation=1,
@@ -325,13 +330,14 @@ def _compiled(
 def _set_checkpointing(
     net: torch.nn.Module,
     on: bool,               # DiffusionConfig.checkpointing
-) -> None:                  # or ValueError where there is nothing to set
+) -> torch.nn.Module:       # the same; or ValueError where there is nothing to set
     "Whether the network's ResNet blocks are computed anew for their gradients."
     blocks = [m for m in net.modules() if isinstance(m, ResNetBlock)]
     if on and not blocks:
         raise ValueError(f"checkpointing: expected a network of ResNetBlocks; "
                          f"got {type(net).__name__}")
     for block in blocks: block.checkpointing = on
+    return net
 
 # %% ../nbs/11_training.ipynb #c56eebf2
 class Trainer:
@@ -349,9 +355,9 @@ class Trainer:
         self.device = a.device if a.device_placement else denoiser.device
         self.rank, self.world = a.process_index, a.num_processes
         self.scheduler = denoiser.scheduler
-        net = denoiser.net.to(self.device, memory_format=torch.channels_last)
+        net = _set_checkpointing(denoiser.net, config.checkpointing)
+        net = net.to(self.device, memory_format=torch.channels_last)
         self.model = net.train().requires_grad_(True)
-        _set_checkpointing(self.model, config.checkpointing)
         self.parameters = list(self.model.parameters())
         self.ema = EMA(self.model, config.ema_decay)
         self.log = LossLog(self.scheduler.num_timesteps, self.device)

@@ -1,5 +1,6 @@
 "The benchmark runs, prints its table and logs a line. Nothing depends on how fast anything is."
 
+import functools
 import importlib
 import json
 
@@ -14,7 +15,7 @@ from ddpm_nb import cli
 pytest.importorskip(
     "diffusers", reason="the benchmark compares with diffusers: pip install '.[dev,interop]'"
 )
-from benchmarks import gpu, side_by_side, sides, users  # noqa: E402
+from benchmarks import gpu, growth, quality, side_by_side, sides, speed, users  # noqa: E402
 
 SMALL = "--widths 32,32 --size 8 --attention 4 --batch 2 --rounds 1 --steps 1".split()
 
@@ -89,6 +90,91 @@ def test_what_may_be_typed_wrong(capsys):
         with pytest.raises(SystemExit) as e:
             side_by_side.main(argv)
         assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+# ---- growth, speed, quality
+
+
+@pytest.mark.parametrize("part", ["size", "memory", "data", "busy"])
+def test_growth_measures_every_kind_of_point(part, tmp_path, monkeypatch):
+    argv = [
+        part,
+        "--size",
+        "16",
+        "--width",
+        "8",
+        "--batch",
+        "2",
+        "--preset",
+        "digits",
+        "--rounds",
+        "1",
+    ]
+    args = growth.parse([*argv, "--log", str(tmp_path / "log.jsonl")])
+    last = {part: growth.points(args)[part][-1:]}
+    monkeypatch.setattr(growth, "points", lambda _: last)
+    monkeypatch.setattr(growth, "photos", functools.partial(growth.photos, n=64, size=(64, 64)))
+    if part != "busy":  # that one's threads are set by its process
+        monkeypatch.setattr(growth, "in_fresh_process", growth.found_at)
+    growth.main([*argv, "--log", str(args.log)])
+    row = json.loads(args.log.read_text())
+    assert row["part"] == part and row["device"] and growth.shown(row)
+    expected = dict(
+        size={"train_per_s", "train_bytes", "walk_per_s", "attention", "attention_time"},
+        memory={"train_per_s", "train_bytes"},
+        data={"data_per_s", "opened_per_s"},
+        busy={"train_per_s"},
+    )[part]
+    assert all(row[k] > 0 for k in expected)
+
+
+def test_speed_times_the_ways_by_turns(tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    speed.main(["--preset", "digits", "--batch", "2", "--rounds", "1", "--log", str(log)])
+    result = json.loads(log.read_text())
+    assert [w["layout"] for w in result["ways"]] == ["channels_last", "contiguous"]
+    assert all(w[k] > 0 for w in result["ways"] for k in ("seconds", "answer", "first"))
+    assert "convolution, backward" in capsys.readouterr().out
+
+
+def fids(method, steps, values, spacing="uniform"):
+    "Rows of tools/few_steps.py: one FID a seed."
+    way = dict(method=method, spacing=spacing, steps=steps, evaluations=steps)
+    return [dict(way, what="fid", seed=s, fid=v, snapped=v) for s, v in enumerate(values)]
+
+
+def test_as_good_is_judged_on_all_seeds_of_the_reference():
+    rows = fids("ddim", 50, [2.0, 4.0])
+    assert quality.as_good(rows, quality.DDPM) is None
+    assert quality.as_good(rows, quality.DDIM)["evaluations"] == 50  # nothing but itself
+    rows += fids("dpm++", 5, [2.0])  # as good, in one seed only
+    rows += fids("dpm++", 8, [2.0, 4.7])  # by 12% worse
+    rows += fids("dpm++", 12, [4.4, 2.0]) + fids("dpm++", 10, [4.0, 2.5])
+    found = quality.as_good(rows, quality.DDIM)
+    assert found["way"] == ("dpm++", "uniform", 10) and found["seeds"] == 2
+    assert found["fid"] == (3.25, 3.0)
+    for row in rows[-2:]:
+        row["snapped"] = 9.0
+    assert quality.as_good(rows, quality.DDIM)["evaluations"] == 12
+
+
+def test_as_near_is_judged_against_the_walk_of_all_steps():
+    way = dict(what="rms", spacing="uniform")
+    rows = [dict(way, method="ddim", steps=1000, evaluations=1000, rms=1.0)]
+    rows += [dict(way, method="dpm++", steps=n, evaluations=n, rms=12 / n) for n in (5, 10, 11, 20)]
+    assert quality.as_near(rows)["way"] == ("dpm++", "uniform", 11)
+    assert quality.as_near(rows[1:]) is None
+
+
+def test_quality_is_timed_with_the_same_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quality, "DDIM", ("ddim", "uniform", 50))
+    rows = fids("ddim", 50, [3.0]) + fids("dpm++", 2, [3.0])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    argv = ["digits", "--n", "1", "--rounds", "1", "--log", str(tmp_path / "log.jsonl")]
+    quality.main([*argv, "--rows", str(tmp_path / "rows.jsonl")])
+    result = json.loads((tmp_path / "log.jsonl").read_text())
+    assert result["ddim"]["ours"]["way"] == ["dpm++", "uniform", 2] and result["ddim"]["ratio"] > 1
+    assert "ddpm: the rows do not say" in capsys.readouterr().out
 
 
 # ---- benchmarks.gpu, with everything tiny, on the CPU

@@ -228,7 +228,7 @@ def two_steps(trainer):
     [
         {},
         dict(prediction="v", min_snr_gamma=5.0, grad_accumulation=2),
-        dict(prediction="x0", zero_terminal_snr=True, use_augmentation=True),
+        dict(prediction="x0", zero_terminal_snr=True, use_augmentation=True, checkpointing=True),
     ],
 )
 def test_a_training_step_waits_for_nothing(fields):

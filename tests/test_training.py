@@ -1,5 +1,6 @@
 """What needs processes of its own: several of them, signals, kills, full disks."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_nb.data import load_data
+from ddpm_nb.data import PictureData, load_data
+from ddpm_nb.objective import Denoiser
 from ddpm_nb.runs import checkpoints, load_denoiser, read_checkpoint
 from ddpm_nb.sample import sample
 from ddpm_nb.train import DiffusionConfig, ModelConfig, Trainer, step_draws, train_diffusion
@@ -74,6 +76,43 @@ def test_accumulation_keeps_the_gradient(pictures):
     for k, g in whole.items():
         assert g.norm() > 0, k
         torch.testing.assert_close(parts[k], g, rtol=0, atol=1e-5 * norm)
+
+
+def weights_after_two_steps(pictures, checkpointing):
+    "With dropout; and how often the first convolution of a block was computed in the second step."
+    config = DiffusionConfig(
+        batch_size=len(pictures), precision="float32", checkpointing=checkpointing
+    )
+    net = ModelConfig.preset("digits", dropout=0.2)
+    run, calls = Trainer(config.new_denoiser(net), PictureData(pictures, num_levels=17), config), []
+    run.step(1, run.batch(1, pictures))
+    run.model.up[0].resnets[0].conv1.register_forward_hook(lambda *_: calls.append(1))
+    run.step(2, run.batch(2, pictures))
+    return torch.cat([p.detach().flatten() for p in run.parameters]), len(calls)
+
+
+def test_checkpointing_computes_twice_and_changes_nothing(pictures):
+    """Not a bit, with dropout too."""
+    kept, once = weights_after_two_steps(pictures, False)
+    again, twice = weights_after_two_steps(pictures, True)
+    assert (once, twice) == (1, 2) and torch.equal(kept, again)
+
+
+def test_checkpointing_needs_blocks_and_can_be_taken_off(pictures):
+    config = DiffusionConfig(batch_size=len(pictures), checkpointing=True)
+    data, denoiser = (
+        PictureData(pictures, num_levels=17),
+        config.new_denoiser(ModelConfig.preset("digits")),
+    )
+    net = Trainer(denoiser, data, config).model
+    assert net.mid.resnet1.checkpointing
+    Trainer(denoiser, data, dataclasses.replace(config, checkpointing=False))
+    assert not net.mid.resnet1.checkpointing
+    plain = Denoiser(torch.nn.Conv2d(1, 1, 1), config.scheduler())
+    with pytest.raises(
+        ValueError, match="checkpointing: expected a network of ResNetBlocks; got Conv2d"
+    ):
+        Trainer(plain, data, config)
 
 
 def test_gradient_is_clipped(pictures):

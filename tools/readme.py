@@ -1,7 +1,7 @@
 """README.md from nbs/index.ipynb: `python tools/readme.py` writes it, `--check` fails if it is not current.
 
 What both say in numbers is made: the table of results from the run cards of the weights that ship and
-the logs of few steps, the counts of pages from the sidebar.
+the logs of few steps, the speeds from the logs of the benchmarks, the counts of pages from the sidebar.
 """
 
 import inspect
@@ -15,7 +15,6 @@ from ddpm_nb.sample import sample
 
 ROOT = Path(__file__).parent.parent
 INDEX = ROOT / "nbs" / "index.ipynb"
-MARKS = "<!-- results:start -->", "<!-- results:end -->"
 WORDS = (
     "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
@@ -89,6 +88,54 @@ def results() -> str:
     return "\n".join(rows)
 
 
+def log_of(name: str) -> list[dict]:
+    """The rows of a benchmark's log."""
+    text = (ROOT / "nbs" / "logs" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def at_equal_precision(run: dict) -> str:
+    """Ours against diffusers in one run of side by side, each as used and at its best."""
+    ours = [r for r in run["rows"] if r["network"] == "ours"]
+    ways = (
+        f"{r['train_equal']:.2f} times in training and {r['sample_equal']:.2f} in sampling in "
+        f"{r['precision']} {'at best' if r['best'] else 'as used'}"
+        for r in ours
+    )
+    return (
+        f"- A step, beside `diffusers`: {', '.join(ways)} (widths {str(run['widths'])[1:-1]}, batch "
+        f"{run['batch']}, {run['size']} x {run['size']}; {run['device']}, {run['threads']} threads)."
+    )
+
+
+def to_full_quality(run: dict) -> str:
+    """What it takes until pictures of a quality are there, in both libraries."""
+    answers = []
+    for what, like in (("ddim", "as good as"), ("ddpm", "as good as"), ("picture", "the pictures of")):
+        if (r := run.get(what)) is None:
+            continue
+        method, spacing, steps = r["ours"]["way"]
+        walk = "our walk of" if what == "picture" else "its"
+        pipeline = "" if what == "picture" else f" `{r['pipeline']}` in"
+        answers.append(
+            f"{like} {walk}{pipeline} {r['steps']:,} steps: {steps} of `{method}`, "
+            f"{r['ours']['seconds']:.1f} s and {r['seconds']:.1f} s, **{r['ratio']:.0f} times**"
+        )
+    return (
+        f"- {run['pictures']} pictures of `{run['name']}` with the same weights, {'; '.join(answers)} "
+        f"({run['device']}, {run['threads']} threads)."
+    )
+
+
+def speed() -> str:
+    """The ratios that the benchmarks print, one line a run."""
+    lines = [at_equal_precision(run) for run in log_of("side_by_side")]
+    return "\n".join(lines + [to_full_quality(run) for run in log_of("quality")])
+
+
+MADE = dict(results=results, speed=speed)
+
+
 def counts() -> str:
     """How many pages and appendices (files 90 to 99) the sidebar lists, in words."""
     files = re.findall(r"- (\d\d)_\w+\.ipynb", (ROOT / "nbs" / "sidebar.yml").read_text())
@@ -97,10 +144,11 @@ def counts() -> str:
 
 
 def with_numbers(text: str) -> str:
-    """The text with the table between its marks, and with the counts."""
-    start, end = MARKS
-    between = re.escape(start) + r"[\s\S]*?" + re.escape(end)
-    text = re.sub(between, lambda _: f"{start}\n\n{results()}\n\n{end}", text)
+    """The text with what is made between its marks, and with the counts."""
+    for name, make in MADE.items():
+        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+        between = re.escape(start) + r"[\s\S]*?" + re.escape(end)
+        text = re.sub(between, lambda _, s=start, e=end, m=make: f"{s}\n\n{m()}\n\n{e}", text)
     return re.sub(r"\w+ pages and \w+ appendices", counts(), text)
 
 
