@@ -208,14 +208,36 @@ def _sample_batch(
     streams: list,        # of random numbers, one a picture
     shape: tuple,         # `(c, h, w)`
     walk: list[int], method: str, precision: str,
+    labels=None,          # `(b,)` int64, what to draw
     **kwargs,             # the sampler's own
 ) -> Tensor:              # `(b, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures, each from a stream of its own."
     device = getattr(denoiser, "device", torch.device("cpu"))
     with (_NoiseAhead(streams, shape, device, len(walk)) as noise, eval_mode(denoiser),
           autocast(device, precision)):
-        x0 = SAMPLERS[method](denoiser, scheduler, noise(), walk, noise, **kwargs)
+        ask = denoiser if labels is None else partial(denoiser, labels=labels.to(device))
+        x0 = SAMPLERS[method](ask, scheduler, noise(), walk, noise, **kwargs)
     return x0.float().clamp(-1, 1).cpu()
+
+# %% ../nbs/07_sampling.ipynb #07a8e002
+def _as_labels(
+    denoiser,
+    labels,             # `(n,)`, or one for all
+    n: int,             # how many pictures
+) -> Tensor:            # `(n,)` int64
+    "Labels as they may be written, checked."
+    wrong = lambda expected: ValueError(f"labels: expected {expected}; got {labels!r}")
+    config = getattr(getattr(denoiser, "net", None), "config", None)
+    classes = getattr(config, "num_classes", None)
+    if config is not None and classes is None: raise wrong("none, this network knows no classes")
+    try: each = torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError): raise wrong("whole numbers") from None
+    if each.dtype.is_floating_point or each.dtype == torch.bool: raise wrong("whole numbers")
+    if each.ndim == 0: each = each.expand(n)
+    if each.shape != (n,): raise wrong(f"one label, or {n} of them")
+    if classes and not 0 <= int(each.min()) <= int(each.max()) <= classes:
+        raise wrong(f"0..{classes - 1}, or {classes} for no label")
+    return each.long()
 
 # %% ../nbs/07_sampling.ipynb #2399a406
 def sample(
@@ -227,6 +249,7 @@ def sample(
     method: str = "sde-dpm++",   # one of SAMPLERS
     spacing: str = "karras",     # one of SPACINGS
     seed: int = 0,               # picture i is a function of (seed, i)
+    labels=None,                 # `(n,)` classes, or one for all; left out: none
     batch_size: int = 64,        # pictures at a time: memory, not result
     precision: str = "float32",  # or "bf16", "auto"
     callback=None,               # `callback(first, t_prev, x_prev, x0_pred)`, each batch
@@ -236,10 +259,12 @@ def sample(
     "Pictures from noise, in batches that fit in memory."
     scheduler, shape = _check_sample(denoiser, scheduler, shape, method, own)
     walk, out = _default_walk(scheduler, steps, spacing), []
+    if labels is not None: labels = _as_labels(denoiser, labels, n)
     with _bar(n, batch_size, len(walk) - 1, progress) as bar:
         for first in range(0, n, batch_size):
             streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
             own["callback"] = partial(_after_step, bar, callback, first)
-            which = streams, shape, walk, method, precision
+            shown = None if labels is None else labels[first:first + batch_size]
+            which = streams, shape, walk, method, precision, shown
             out.append(_sample_batch(denoiser, scheduler, *which, **own))
     return torch.cat(out)

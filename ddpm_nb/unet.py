@@ -24,7 +24,7 @@ from ddpm_nb.blocks import (
     ho_init,
     zero_init,
 )
-from .embedding import TimeEmbedding
+from .embedding import LabelEmbedding, TimeEmbedding
 
 # %% ../nbs/05_unet.ipynb #4fd3b208
 @dataclass
@@ -43,6 +43,7 @@ class ModelConfig:
     flip_sin_to_cos: bool = False          # the time embedding's cosines before its sines
     freq_shift: int = 1                    # as in `frequencies`
     num_res_blocks: int = 2                # ResNet blocks a level down; up one more
+    num_classes: int | None = None         # that pictures have; None: it knows of none
 
     def __post_init__(self):
         for name, value in vars(self).items():                    # JSON knows lists only
@@ -103,7 +104,7 @@ _RULES.append(_own_rules)
 
 # %% ../nbs/05_unet.ipynb #c1a4abc9
 def _foreign_rules(c):
-    "The seven fields that say where other networks differ."
+    "The fields that say where other networks differ, and the classes."
     own, head, groups = _own_rules(c), c.attention_head_dim, c.norm_num_groups
     right = lambda *names: all(own[name][0] for name in names)
     widths = []                                                   # those with attention
@@ -119,7 +120,9 @@ def _foreign_rules(c):
         downsample_padding=(c.downsample_padding in (0, 1), "0 or 1"),
         flip_sin_to_cos=(isinstance(c.flip_sin_to_cos, bool), "True or False"),
         freq_shift=(c.freq_shift in (0, 1), "0 or 1"),
-        num_res_blocks=(_whole(1, c.num_res_blocks), "a whole number of at least 1"))
+        num_res_blocks=(_whole(1, c.num_res_blocks), "a whole number of at least 1"),
+        num_classes=(c.num_classes is None or _whole(1, c.num_classes),
+                     "None, or a whole number of at least 1"))
 
 
 _RULES.append(_foreign_rules)
@@ -282,6 +285,8 @@ class UNet(nn.Module):
         attention = [i in c.transformer_layers for i in range(len(dims))]
         self.time_embedding = ho_init(TimeEmbedding(
             c.base_dim, flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift))
+        known = c.num_classes is not None
+        self.label_embedding = LabelEmbedding(c.num_classes, 4 * c.base_dim) if known else None
         self.stem = ho_init(nn.Conv2d(c.channels, c.base_dim, 3, padding=1))
         self.down, self.up, skips = nn.ModuleList(), nn.ModuleList(), [c.base_dim]
         for i, (before, dim) in enumerate(zip([c.base_dim, *dims], dims)):
@@ -298,10 +303,12 @@ class UNet(nn.Module):
     def forward(self,
         x: Tensor,  # `(b, c, h, w)` noisy pictures
         t: Tensor,  # `(b,)` steps, 1..T
+        labels: Tensor | None = None,   # `(b,)` int64; num_classes, or None for all: no label
     ) -> Tensor:    # `(b, c, h, w)` the guess of the noise
         "The noise in x, guessed."
-        self._check_input(x, t)
+        self._check_input(x, t, labels)
         time_emb = self.time_embedding(t - 1)   # the published networks count from 0
+        if self.label_embedding is not None: time_emb = time_emb + self.label_embedding(labels)
         skips = [self.stem(x)]
         for block in self.down: skips += block(skips[-1], time_emb)
         x = self.mid(skips[-1], time_emb)
@@ -313,6 +320,7 @@ class UNet(nn.Module):
 def _check_input(self: UNet,
     x: Tensor,      # `(b, c, h, w)`
     t: Tensor,      # `(b,)`
+    labels,         # `(b,)` or None
 ) -> None:          # or ValueError
     "Shapes only: looking at values would stop a GPU."
     c, halvings = self.config.channels, len(self.down) - 1
@@ -325,3 +333,9 @@ def _check_input(self: UNet,
     if t.shape != x.shape[:1]:
         raise ValueError(f"t: expected shape ({len(x)},), a step for each picture; "
                          f"got {tuple(t.shape)}")
+    if labels is None: return
+    if self.label_embedding is None:
+        raise ValueError("labels: expected none, this network knows no classes (num_classes)")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"labels: expected shape ({len(x)},), a class for each picture; "
+                         f"got {tuple(labels.shape)}")
