@@ -3,18 +3,23 @@
     python -m benchmarks.quality digits
     python -m benchmarks.quality fashion_mnist
 
-diffusers as its users run it: `DDPMPipeline` with 1,000 steps, and `DDIMPipeline` with 50. Ours with
-`sample`, in the fewest steps that are as good, by any sampler. What a walk of theirs is worth is what
-the same walk is worth here: `ancestral` in 1,000 steps, `ddim` in 50, both evenly spaced (diffusers'
-DDIM starts at step 981 if nothing is said, and ours at 1,000, which is the better one). As good is within 10% of it, or better, in FID and in the FID of
-pictures whose nearly black pixels are black, means over the seeds of theirs. One line more
-asks for the *same picture*: `dpm++`, as near to where the differential equation ends as `ddim` is after
-1,000 steps from the same noise (root mean square, within 10%), against `DDPMPipeline`.
+diffusers as its users run it: `DDPMPipeline` in 1,000 steps, and `DDIMPipeline` in 50. Ours: `sample`, in
+the fewest steps that are as good, by any sampler. What a walk of theirs is worth is what the same walk
+is worth here, `ancestral` in 1,000 steps and `ddim` in 50, evenly spaced from T as the exported
+scheduler says. As good is: at most 10% worse in FID, and in the FID of pictures whose nearly black
+pixels are black; means over all seeds of the reference, the difference with its standard error (none
+with one seed: then it is a hint). The way is chosen among all that were measured, on those seeds. A
+last line asks for the *same picture*: `dpm++`, at most 10% further from where the differential equation
+ends than `ddim` is after 1,000 steps from the same noise (root mean square), against `DDIMPipeline` in
+as many.
 
-These rows are in nbs/logs/NAME/few_steps.jsonl, from `python tools/few_steps.py NAME rms fid whole`.
-Each walk is timed whole, from noise to pictures on the CPU, by turns; of `DDPMPipeline`'s 1,000 steps
-100, times ten. Medians over the rounds. A line is added to nbs/logs/quality.jsonl. Nothing else should
-run beside it.
+Most of such a ratio is the sampler's, and diffusers has it too, for those who put it into the pipeline:
+`DPMSolverMultistepScheduler`, in as many steps as ours, evenly spaced, is timed beside it; what its
+pictures are worth is not judged. What is left of the ratio is the library's.
+
+The rows are in nbs/logs/NAME, from `python tools/few_steps.py NAME rms fid whole`. Each walk is timed
+from noise to an array on the CPU, by turns; of 1,000 steps 100, times ten. Medians over the rounds. A
+line is added to nbs/logs/quality.jsonl. Nothing else should run beside it.
 """
 
 import argparse
@@ -36,7 +41,7 @@ from .sides import installed
 
 LOGS = Path(__file__).parents[1] / "nbs" / "logs"
 WITHIN = 1.1
-SHARE = 10  # of DDPMPipeline's walk a tenth is timed
+SHARE = 10  # of a walk of 1,000 steps a tenth is timed
 DDPM, DDIM = ("ancestral", "uniform", 1000), ("ddim", "uniform", 50)
 
 
@@ -53,6 +58,14 @@ def by_seed(rows):
     return out
 
 
+def compared(own, other, k):
+    "Both means over the seeds of the other, and the standard error of their difference."
+    pairs = [(own[s][k], other[s][k]) for s in other]
+    off = [a - b for a, b in pairs]
+    error = statistics.stdev(off) / len(off) ** 0.5 if len(off) > 1 and own is not other else 0.0
+    return *(statistics.mean(side) for side in zip(*pairs, strict=True)), error
+
+
 def as_good(rows, reference):
     "The way with the fewest evaluations that is as good as the reference, and both means; or None."
     ways = by_seed(rows)
@@ -62,9 +75,8 @@ def as_good(rows, reference):
     for way, own in ways.items():
         if not set(seeds) <= own.keys():
             continue  # one seed may be lucky
-        mean = lambda of, k: statistics.mean(ways[of][s][k] for s in seeds)  # noqa: E731
-        pairs = {k: (mean(way, k), mean(reference, k)) for k in ("fid", "snapped")}
-        if all(ours <= WITHIN * theirs for ours, theirs in pairs.values()):
+        pairs = {k: compared(own, ways[reference], k) for k in ("fid", "snapped")}
+        if all(ours + error <= WITHIN * theirs for ours, theirs, error in pairs.values()):
             fits.append((own[seeds[0]]["evaluations"], pairs["fid"][0], way, pairs))
     cost, _, way, pairs = min(fits)  # the reference itself fits
     return dict(way=way, evaluations=cost, seeds=len(seeds), **pairs)
@@ -88,13 +100,16 @@ def questions(rows):
     asked = dict(
         ddim=("DDIMPipeline", 50, as_good(rows, DDIM)),
         ddpm=("DDPMPipeline", 1000, as_good(rows, DDPM)),
-        picture=("DDPMPipeline", 1000, as_near(rows)),
+        picture=("DDIMPipeline", 1000, as_near(rows)),
     )
     return {k: v for k, v in asked.items() if v[2]}
 
 
+SOLVERS = {"dpm++": "dpmsolver++", "sde-dpm++": "sde-dpmsolver++"}  # their names
+
+
 def pipelines(name):
-    "diffusers' two pipelines with these weights, as from_pretrained opens them."
+    "{name: a pipeline of diffusers with these weights}: its own two, as from_pretrained opens them."
     import diffusers
 
     from ddpm_nb.interop import export_checkpoint
@@ -108,28 +123,49 @@ def pipelines(name):
     return out
 
 
+def with_solver(pipeline, way):
+    "The same with diffusers' solver of our way, its steps evenly spaced."
+    import diffusers
+
+    kind = SOLVERS[
+        way[0]
+    ]  # where Karras's first levels round to one t, its walk stops with an error
+    config = dict(pipeline.scheduler.config, algorithm_type=kind)
+    solver = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    return diffusers.DDPMPipeline(pipeline.unet, solver)
+
+
 def timed(args, asked):
-    "Median seconds of every walk that is asked about; by turns."
+    "Median seconds of every walk that is asked about, by turns: (who, steps) -> seconds."
     denoiser, theirs, walks = load_denoiser(args.name), pipelines(args.name), {}
-    for pipeline, steps, answer in asked.values():
-        method, spacing, own_steps = answer["way"]
+
+    def drawn_by(pipeline, steps):
+        pipeline.set_progress_bar_config(disable=True)
+        share = steps // SHARE if steps == 1000 else steps
+        return lambda: pipeline(batch_size=args.n, num_inference_steps=share, output_type="np")
+
+    for name, steps, answer in asked.values():
+        way = method, spacing, own_steps = answer["way"]
         how = dict(method=method, spacing=spacing, steps=own_steps, batch_size=args.n)
-        walks[answer["way"]] = lambda how=how: sample(denoiser, args.n, **how)
-        walks[pipeline] = lambda p=theirs[pipeline], steps=steps: p(
-            batch_size=args.n, num_inference_steps=steps // SHARE if steps == 1000 else steps
-        )
-    sample(denoiser, args.n, steps=1)  # warm
+        walks[way] = lambda how=how: sample(denoiser, args.n, **how)
+        walks[name, steps] = drawn_by(theirs[name], steps)
+        if method in SOLVERS:
+            solver = with_solver(theirs["DDPMPipeline"], way)
+            walks["solver", *way] = drawn_by(solver, own_steps)
+    for pipeline in theirs.values():
+        pipeline(batch_size=1, num_inference_steps=1, output_type="np")  # warm
+    sample(denoiser, 1, steps=1)
     times = defaultdict(list)
     for _ in range(args.rounds):
         for name, walk in walks.items():
             times[name].append(seconds(walk, "cpu"))
-    share = dict(DDPMPipeline=SHARE)
-    return {k: share.get(k, 1) * statistics.median(v) for k, v in times.items()}
+    return {k: statistics.median(v) * (SHARE if k[1:] == (1000,) else 1) for k, v in times.items()}
 
 
 def measure(args):
     "A line of the log."
-    rows = [json.loads(line) for line in open(args.rows, encoding="utf-8")]
+    files = [f for f in (args.rows / f"{k}.jsonl" for k in ("few_steps", "whole")) if f.is_file()]
+    rows = [json.loads(line) for f in files for line in f.read_text().splitlines()]
     asked = questions(rows)
     if not asked:
         sys.exit(f"{args.rows} has no walk to compare with: tools/few_steps.py {args.name} whole")
@@ -138,9 +174,10 @@ def measure(args):
         what: dict(
             pipeline=pipeline,
             steps=steps,
-            seconds=took[pipeline],
+            seconds=took[pipeline, steps],
             ours=dict(answer, seconds=took[answer["way"]]),
-            ratio=took[pipeline] / took[answer["way"]],
+            ratio=took[pipeline, steps] / took[answer["way"]],
+            solver_seconds=took.get(("solver", *answer["way"])),
         )
         for what, (pipeline, steps, answer) in asked.items()
     }
@@ -160,12 +197,16 @@ def table(result):
         r = result[what]
         method, spacing, steps = r["ours"]["way"]
         pairs = {k: r["ours"][k] for k in ("fid", "snapped", "rms") if k in r["ours"]}
-        worth = ", ".join(f"{k} {a:.2f} for {b:.2f}" for k, (a, b) in pairs.items())
+        worth = ", ".join(f"{k} {p[0]:.2f} for {p[1]:.2f}" for k, p in pairs.items())
         seeds = f" ({r['ours']['seeds']} seeds)" if "seeds" in r["ours"] else ""
         out.append(
             f"{r['pipeline']} in {r['steps']:,} steps {r['seconds']:.1f} s; {method} {spacing} in "
             f"{steps} {r['ours']['seconds']:.2f} s: {r['ratio']:.1f} times; {worth}{seeds}"
         )
+        if r["solver_seconds"]:
+            out.append(
+                f"  with DPMSolverMultistepScheduler in {steps}: {r['solver_seconds']:.2f} s"
+            )
     return "\n".join(out)
 
 
@@ -175,10 +216,10 @@ def main(argv=None):
     p.add_argument("--n", type=int, default=64, help="pictures")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, help="CPU threads; left out: torch's choice")
-    p.add_argument("--rows", type=Path, help="nbs/logs/NAME/few_steps.jsonl")
+    p.add_argument("--rows", type=Path, help="a folder; left out: nbs/logs/NAME")
     p.add_argument("--log", type=Path, default=LOGS / "quality.jsonl")
     args = p.parse_args(argv)
-    args.rows = args.rows or LOGS / args.name / "few_steps.jsonl"
+    args.rows = args.rows or LOGS / args.name
     if not installed("diffusers"):
         sys.exit("benchmarks.quality needs diffusers: pip install 'ddpm_nb[interop]'")
     warnings.filterwarnings("ignore")

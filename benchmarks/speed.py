@@ -5,8 +5,8 @@
     python -m benchmarks.speed --preset cifar10 --count            # operations and bytes alone
 
 First the machine's rates: floating-point operations a second in a matrix product, bytes a second in a
-copy. Then a training step (`Trainer.step`) and an answer of the network, in several ways that take
-turns: in both layouts of memory, in each precision, eager and compiled (--compile). For the first way
+copy. Then a training step (`Trainer.step`) and an answer of the network, which is what a sampler asks
+for (it never compiles it), in several ways that take turns: in both layouts of memory, in each precision, eager and compiled (--compile). For the first way
 a step's time is told apart by kind of operation (torch's profiler, on one thread unless --threads says
 otherwise), beside what the roofline allows for that kind: its operations at the rate of a matrix
 product, or its bytes at the rate of a copy, whichever takes longer. Operations and bytes are counted on the meta device, where each operation reads its inputs
@@ -121,7 +121,9 @@ def clock(args, ways, trainers):
             if round_ < 0:
                 way["first"] = seconds(step, args.device)
             took = dict(seconds=seconds(step, args.device))
+            trainer.denoiser.net.eval()
             took["answer"] = seconds(partial(answer, trainer, batch, way), args.device)
+            trainer.denoiser.net.train()
             for what, value in took.items():
                 if round_ >= 0:
                     times[k, what].append(value)
@@ -131,7 +133,7 @@ def clock(args, ways, trainers):
 
 @torch.no_grad()
 def answer(trainer, batch, way):
-    "The network's, as a sampler asks for it."
+    "The network's, without a gradient."
     with autocast(trainer.device, way["precision"]):
         trainer.denoiser.net(batch.x0, batch.t)
 

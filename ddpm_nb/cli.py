@@ -106,7 +106,8 @@ def _field_flags(
 ) -> None:
     "A flag for each field of a dataclass; one that was not typed leaves no trace."
     known = dict(schedule=SCHEDULES, precision=PRECISIONS, dataset_name=DATASETS,
-                 prediction=PREDICTIONS, compile=("auto", "on", "off", "graphs"))
+                 prediction=PREDICTIONS, compile=("auto", "on", "off", "graphs"),
+                 checkpointing=["compute blocks anew for gradients, to save memory"])
     for f in fields(config):
         how = _reader(typing.get_type_hints(config)[f.name])
         flag = f"--{f.name.replace('_', '-')}"

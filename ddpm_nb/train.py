@@ -136,6 +136,8 @@ def _loss_errors(self: DiffusionConfig,
         out.append(wrong("adam_betas", "two numbers, each at least 0 and below 1"))
     if not 0 <= self.weight_decay < 1:
         out.append(wrong("weight_decay", "at least 0 and below 1"))
+    if not isinstance(self.checkpointing, bool):
+        out.append(wrong("checkpointing", "True or False"))
     if self.compile == "graphs" and self.grad_accumulation > 1:
         out.append(wrong("compile", "no graphs with grad_accumulation: the next part would be "
                                     "written over the gradients of the one before"))
@@ -330,9 +332,13 @@ def _compiled(
 def _set_checkpointing(
     net: torch.nn.Module,
     on: bool,               # DiffusionConfig.checkpointing
-) -> torch.nn.Module:       # the same; or ValueError where there is nothing to set
+    device,                 # where it will be
+) -> torch.nn.Module:       # the same; or ValueError where it cannot be set
     "Whether the network's ResNet blocks are computed anew for their gradients."
     blocks = [m for m in net.modules() if isinstance(m, ResNetBlock)]
+    if on and device.type == "mps" and any(block.dropout.p for block in blocks):
+        raise ValueError("checkpointing: expected no dropout on an Apple GPU, whose random "
+                         "numbers torch does not put back; got True")
     if on and not blocks:
         raise ValueError(f"checkpointing: expected a network of ResNetBlocks; "
                          f"got {type(net).__name__}")
@@ -355,7 +361,7 @@ class Trainer:
         self.device = a.device if a.device_placement else denoiser.device
         self.rank, self.world = a.process_index, a.num_processes
         self.scheduler = denoiser.scheduler
-        net = _set_checkpointing(denoiser.net, config.checkpointing)
+        net = _set_checkpointing(denoiser.net, config.checkpointing, self.device)
         net = net.to(self.device, memory_format=torch.channels_last)
         self.model = net.train().requires_grad_(True)
         self.parameters = list(self.model.parameters())

@@ -266,9 +266,11 @@ def strict():
 
 
 @needs_gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_a_training_step_on_a_gpu_waits_for_nothing(strict, precision):
-    config = DiffusionConfig(batch_size=4, timesteps_diff=50, precision=precision, compile="off")
+def test_a_training_step_on_a_gpu_waits_for_nothing(strict, precision, checkpointing):
+    fields = dict(precision=precision, compile="off", checkpointing=checkpointing)
+    config = DiffusionConfig(batch_size=4, timesteps_diff=50, **fields)
     data = PictureData(torch.zeros(SHAPE, dtype=torch.uint8))
     trainer = Trainer(config.new_denoiser(SMALL), data, config)
     trainer.step(1, trainer.batch(1, data.pictures))
@@ -295,8 +297,9 @@ def test_a_walk_on_a_gpu_waits_for_nothing(strict, method, prediction):
 
 
 @needs_gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("compile", ["on", "graphs"])
-def test_a_compiled_run_on_a_gpu_is_the_eager_one(tmp_path, compile):
+def test_a_compiled_run_on_a_gpu_is_the_eager_one(tmp_path, compile, checkpointing):
     losses, pictures = [], torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8)
     for how in ("off", compile):
         config = DiffusionConfig(
@@ -306,6 +309,7 @@ def test_a_compiled_run_on_a_gpu_is_the_eager_one(tmp_path, compile):
             learning_rate=1e-2,
             precision="float32",
             compile=how,
+            checkpointing=checkpointing and how == compile,
             out_dir=str(tmp_path / how),
         )
         note = lambda line, trainer: losses.append(line["loss"])  # noqa: E731

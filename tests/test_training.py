@@ -15,7 +15,15 @@ from ddpm_nb.data import PictureData, load_data
 from ddpm_nb.objective import Denoiser
 from ddpm_nb.runs import checkpoints, load_denoiser, read_checkpoint
 from ddpm_nb.sample import sample
-from ddpm_nb.train import DiffusionConfig, ModelConfig, Trainer, step_draws, train_diffusion
+from ddpm_nb.train import (
+    DiffusionConfig,
+    ModelConfig,
+    Trainer,
+    _set_checkpointing,
+    step_draws,
+    train_diffusion,
+)
+from ddpm_nb.unet import UNet
 
 BIN = Path(os.sys.executable).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -81,7 +89,7 @@ def test_accumulation_keeps_the_gradient(pictures):
 def weights_after_two_steps(pictures, checkpointing):
     "With dropout; and how often the first convolution of a block was computed in the second step."
     config = DiffusionConfig(
-        batch_size=len(pictures), precision="float32", checkpointing=checkpointing
+        batch_size=len(pictures), precision="float32", compile="off", checkpointing=checkpointing
     )
     net = ModelConfig.preset("digits", dropout=0.2)
     run, calls = Trainer(config.new_denoiser(net), PictureData(pictures, num_levels=17), config), []
@@ -108,11 +116,22 @@ def test_checkpointing_needs_blocks_and_can_be_taken_off(pictures):
     assert net.mid.resnet1.checkpointing
     Trainer(denoiser, data, dataclasses.replace(config, checkpointing=False))
     assert not net.mid.resnet1.checkpointing
+    with pytest.raises(ValueError, match="checkpointing: expected True or False; got 'off'"):
+        dataclasses.replace(config, checkpointing="off")
     plain = Denoiser(torch.nn.Conv2d(1, 1, 1), config.scheduler())
     with pytest.raises(
         ValueError, match="checkpointing: expected a network of ResNetBlocks; got Conv2d"
     ):
         Trainer(plain, data, config)
+
+
+def test_checkpointing_with_dropout_is_refused_on_an_apple_gpu():
+    """torch does not put that GPU's random numbers back: the second masks would be others."""
+    net, apple = UNet(ModelConfig.preset("digits", dropout=0.1)), torch.device("mps")
+    assert _set_checkpointing(net, False, apple) is net
+    with pytest.raises(ValueError, match="no dropout on an Apple GPU"):
+        _set_checkpointing(net, True, apple)
+    _set_checkpointing(UNet(ModelConfig.preset("digits")), True, apple)
 
 
 def test_gradient_is_clipped(pictures):

@@ -10,9 +10,10 @@ rms: the distance, in grey levels, of 64 pictures to those of a walk of 500 step
 (for the samplers that add none). fid: the FID to all training pictures on the data set's own
 features, in seeds that all samplers share, of the pictures as they are and with all that is nearly
 black set to black, and the share of black pixels. strip: a figure of three pictures, in up to 1,000
-evaluations. whole: a row of rms and one of fid for the walk of all steps, and more rows beside them,
-from which `python -m benchmarks.quality` finds how few steps draw as well. Rows are written to nbs/logs/NAME/few_steps.jsonl as they are made; those that are there
-are not made again.
+evaluations. whole: rows of fid and rms up to the walk of all steps, from which
+`python -m benchmarks.quality` finds how few steps draw as well. Rows are written to
+nbs/logs/NAME/few_steps.jsonl as they are made (those of whole beside it, to whole.jsonl); those that
+are there are not made again.
 """
 
 import argparse
@@ -142,7 +143,7 @@ def fid(name, log, plan, n, seeds):
 def whole(name, log, n, seeds):
     "More rows of fid and of rms, up to the walk of all steps."
     few = [(m, "karras", e) for e in (8, 6, 7, 9, 12, 15) for m in ("dpm++", "sde-dpm++")]
-    many = [("ddim", "uniform", 50)]
+    many = []
     if name == "digits":
         many += [("sde-dpm++", s, e) for e in (100, 200) for s in ("uniform", "log-snr")]
     quiet = [("dpm++", s, e) for s in ("karras", "log-snr") for e in (12, 15, 30, 100, 200)]
@@ -172,12 +173,13 @@ def main():
     p.add_argument("what", nargs="+", choices=("rms", "fid", "strip", "whole"))
     p.add_argument("--n", type=int, help="samples a seed for an FID (297 digits, 500 clothes)")
     p.add_argument("--seeds", type=int, help="0, 1, ... (10 for digits, 5 for clothes)")
-    p.add_argument("--log", type=Path, help="nbs/logs/NAME/few_steps.jsonl")
+    p.add_argument("--log", type=Path, help="the folder; left out: nbs/logs/NAME")
     a = p.parse_args()
     card = json.loads((WEIGHTS / a.name / "run_card.json").read_text())
     settings = dict(weights=card["sha256"][:12], precision="float32", features=a.name)
     settings |= dict(torch=torch.__version__.split("+")[0], device="cpu")
-    log = Log(a.log or ROOT / "nbs" / "logs" / a.name / "few_steps.jsonl", settings)
+    folder = a.log or ROOT / "nbs" / "logs" / a.name
+    log = Log(folder / "few_steps.jsonl", settings)
     digits = a.name == "digits"
     n, seeds = a.n or (297 if digits else 500), a.seeds or (10 if digits else 5)
     if "rms" in a.what:
@@ -185,7 +187,7 @@ def main():
     if "fid" in a.what:
         fid(a.name, log, fid_plan(a.name, log), n, seeds)
     if "whole" in a.what:
-        whole(a.name, log, n, a.seeds or (5 if digits else 1))
+        whole(a.name, Log(folder / "whole.jsonl", settings), n, a.seeds or (5 if digits else 1))
     if "strip" in a.what:
         strip(a.name)
 

@@ -110,21 +110,21 @@ def at_equal_precision(run: dict) -> str:
 
 def to_full_quality(run: dict) -> str:
     """What it takes until pictures of a quality are there, in both libraries."""
-    answers = []
-    for what, like in (("ddim", "as good as"), ("ddpm", "as good as"), ("picture", "the pictures of")):
+    lines = []
+    for what in ("ddim", "ddpm", "picture"):
         if (r := run.get(what)) is None:
             continue
-        method, spacing, steps = r["ours"]["way"]
-        walk = "our walk of" if what == "picture" else "its"
-        pipeline = "" if what == "picture" else f" `{r['pipeline']}` in"
-        answers.append(
-            f"{like} {walk}{pipeline} {r['steps']:,} steps: {steps} of `{method}`, "
-            f"{r['ours']['seconds']:.1f} s and {r['seconds']:.1f} s, **{r['ratio']:.0f} times**"
+        method, _, steps = r["ours"]["way"]
+        like = "the same pictures as" if what == "picture" else "as good as"
+        n = r["ours"].get("seeds")
+        seeds = f", {WORDS[n]} seed{'s' * (n > 1)}" if n else ""
+        lines.append(
+            f"- {run['pictures']} pictures of `{run['name']}`, {like} {r['steps']:,} steps of "
+            f"diffusers' `{r['pipeline']}` (within 10%{seeds}), in {steps} steps of `{method}`: "
+            f"{r['ours']['seconds']:.1f} s and {r['seconds']:.1f} s, **{r['ratio']:.1f} times** "
+            f"(diffusers with the same solver in as many: {r['solver_seconds']:.1f} s)."
         )
-    return (
-        f"- {run['pictures']} pictures of `{run['name']}` with the same weights, {'; '.join(answers)} "
-        f"({run['device']}, {run['threads']} threads)."
-    )
+    return "\n".join(lines)
 
 
 def speed() -> str:
@@ -155,6 +155,9 @@ def with_numbers(text: str) -> str:
 def index() -> str:
     """The index page with the numbers in it, as a notebook file's text."""
     page = json.loads(INDEX.read_text(encoding="utf-8"))
+    whole = "".join("".join(cell["source"]) for cell in page["cells"])
+    if lost := [name for name in MADE if f"<!-- {name}:start -->" not in whole]:
+        sys.exit(f"{INDEX.name} has lost the marks of: {', '.join(lost)}")
     for cell in page["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = with_numbers("".join(cell["source"])).splitlines(keepends=True)
