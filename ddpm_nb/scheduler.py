@@ -445,7 +445,7 @@ def _check_generators(
                          f"got {len(generator)}")
 
 # %% ../nbs/01_scheduler.ipynb #e5d6b84e
-PURPOSES = ("sample", "train", "dropout", "order", "evaluate", "diagnose")
+PURPOSES = ("sample", "train", "dropout", "order", "evaluate", "diagnose", "labels")
 
 
 def stream(

@@ -26,7 +26,15 @@ from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from .blocks import ResNetBlock
-from .data import PictureData, batches, check_model_range, flip, load_data, to_model_range
+from ddpm_nb.data import (
+    PictureData,
+    batch_indices,
+    batches,
+    check_model_range,
+    flip,
+    load_data,
+    to_model_range,
+)
 from ddpm_nb.device import (
     PRECISIONS,
     ahead,
@@ -71,6 +79,7 @@ class DiffusionConfig:
     clip_norm: float = 1.0           # largest norm of the gradient
     adam_betas: tuple[float, float] = (0.9, 0.999)   # decays of Adam's two running means
     weight_decay: float = 0.0        # of AdamW
+    label_dropout: float = 0.1       # pictures whose label is kept back, where there are any
     ema_decay: float = 0.9999        # cap of the average's decay
     precision: str = "auto"          # "float32", "tf32", "bf16"; "auto": bf16 where fast
     grad_accumulation: int = 1       # parts that a batch is computed in, to save memory
@@ -113,6 +122,7 @@ def _errors(self: DiffusionConfig) -> list[str]:   # one text an error
     for k in ("learning_rate", "clip_norm"):
         if not 0 < getattr(self, k) < float("inf"): out.append(wrong(k, "a number above 0"))
     if not 0 <= self.ema_decay < 1: out.append(wrong("ema_decay", "at least 0 and below 1"))
+    if not 0 <= self.label_dropout <= 1: out.append(wrong("label_dropout", "a number in 0..1"))
     start, end = self.decay_start, self.decay_end
     if (start is None) != (end is None) or start is not None and not 0 <= start < end:
         out.append(wrong("decay_start", f"a step before decay_end = {end}, or neither of the two"))
@@ -328,6 +338,21 @@ def _compiled(
     if how == "off" or how == "auto" and not fast: return net
     return torch.compile(net, mode="reduce-overhead" if how == "graphs" else None)
 
+# %% ../nbs/11_training.ipynb #11a8e001
+def _has_classes(
+    net: torch.nn.Module,
+    data: PictureData,
+) -> bool:              # whether the network is told what a picture shows
+    "A network with classes needs data with as many."
+    classes = getattr(getattr(net, "config", None), "num_classes", None)
+    if classes is None: return False
+    if data.labels is None:
+        raise ValueError(f"num_classes: expected None, {data.name} has no labels; got {classes}")
+    if classes != len(data.class_names):
+        raise ValueError(f"num_classes: expected {len(data.class_names)}, the classes of "
+                         f"{data.name}; got {classes}")
+    return True
+
 # %% ../nbs/11_training.ipynb #11a7c401
 def _set_checkpointing(
     net: torch.nn.Module,
@@ -356,6 +381,7 @@ class Trainer:
         optimizer=None,                           # of the net's parameters; None: Adam
         loss=training_loss):                      # `loss(denoiser, x0, t, noise) -> (b,)`
         _check_same_noise(denoiser, config)
+        self.labelled = _has_classes(denoiser.net, data)
         self.config, self.data, self.loss = config, data, loss
         self.accelerator = a = accelerator or _open_accelerator()
         self.device = a.device if a.device_placement else denoiser.device
@@ -378,19 +404,25 @@ class Batch(NamedTuple):
     x0: Tensor       # `(b, c, h, w)` pictures in [-1, 1]
     t: Tensor        # `(b,)` steps 1..T
     noise: Tensor    # `(b, c, h, w)` standard normal
+    labels: Tensor | None = None   # `(b,)` int64, for a network with classes
 
 # %% ../nbs/11_training.ipynb #11a7e002
 @patch
 def _drawn(self: Trainer,
     step: int,          # 1 for the first step
     pictures: Tensor,   # `(b / world, c, h, w)` uint8: this process's slice
+    labels: Tensor | None = None,   # `(b / world,)` int64, where the network has classes
 ) -> Batch:             # of that slice, on the CPU, its pictures still bytes
     "Lines 2 to 4 of Algorithm 1, the CPU's half."
     c, n = self.config, len(pictures)
+    mine = slice(self.rank * n, (self.rank + 1) * n)
     t, flips, noise = step_draws(c.seed, step, c.batch_size, self.scheduler.num_timesteps,
-                                 pictures.shape[1:], self.rank * n, (self.rank + 1) * n)
+                                 pictures.shape[1:], mine.start, mine.stop)
     if c.use_augmentation: pictures = flip(pictures, flips)
-    return Batch(pictures, t, noise)
+    if labels is not None:
+        chance = torch.rand(c.batch_size, generator=stream(c.seed, step, "labels"))[mine]
+        labels = labels.where(chance >= c.label_dropout, self.model.config.num_classes)
+    return Batch(pictures, t, noise, labels)
 
 # %% ../nbs/11_training.ipynb #11a7e003
 @patch
@@ -399,17 +431,19 @@ def _sent(self: Trainer,
 ) -> Batch:          # on the device
     "Lines 2 to 4 of Algorithm 1, the device's half."
     gpu = self.device.type == "cuda"
-    pictures, t, noise = (x.to(self.device, non_blocking=gpu) for x in drawn)
-    return Batch(to_model_range(pictures, self.data.num_levels), t, noise)
+    sent = (x if x is None else x.to(self.device, non_blocking=gpu) for x in drawn)
+    pictures, *rest = sent
+    return Batch(to_model_range(pictures, self.data.num_levels), *rest)
 
 # %% ../nbs/11_training.ipynb #11a7e004
 @patch
 def batch(self: Trainer,
     step: int,          # 1 for the first step
     pictures: Tensor,   # `(b / world, c, h, w)` uint8: this process's slice
+    labels: Tensor | None = None,   # `(b / world,)` int64, where the network has classes
 ) -> Batch:             # on the device
     "Both halves: what `step` wants."
-    return self._sent(self._drawn(step, pictures))
+    return self._sent(self._drawn(step, pictures, labels))
 
 # %% ../nbs/11_training.ipynb #7893d99f
 @patch
@@ -417,16 +451,17 @@ def _gradients(self: Trainer,
     batch: Batch,
 ) -> None:
     "Adds the gradient of the mean loss to the parameters', and the losses to the log."
-    parts = list(zip(*(v.chunk(self.config.grad_accumulation) for v in batch)))
+    given = batch if batch.labels is not None else batch[:3]      # a loss may know no labels
+    parts = list(zip(*(v.chunk(self.config.grad_accumulation) for v in given)))
     gamma = self.config.min_snr_gamma
     weights = {} if gamma is None else dict(min_snr_gamma=gamma)
-    for i, part in enumerate(map(Batch._make, parts)):
+    for i, part in enumerate(parts):
         last = i == len(parts) - 1
         with nullcontext() if last else self.accelerator.no_sync(self.denoiser.net):
             with autocast(self.device, self.config.precision):
                 loss = self.loss(self.denoiser, *part, **weights)
             (loss.mean() / len(parts)).backward()
-        self.log.add(part.t, loss.detach())
+        self.log.add(part[1], loss.detach())
 
 # %% ../nbs/11_training.ipynb #15dcd834
 @patch
@@ -495,6 +530,17 @@ def log_line(self: Trainer,
 
 # %% ../nbs/11_training.ipynb #1c62c504
 @patch
+def _labels(self: Trainer,
+    step: int,           # from 0
+) -> Tensor | None:      # `(b / world,)`; None for a network without classes
+    "What this process's slice of a step's pictures shows."
+    if not self.labelled: return None
+    share = self.config.batch_size // self.world
+    which = batch_indices(self.config.seed, step, self.config.batch_size, len(self.data))
+    return self.data.labels[which[self.rank * share:(self.rank + 1) * share]]
+
+
+@patch
 def _batches(self: Trainer,
     done: int,       # steps that lie behind
 ) -> Iterator[tuple[int, Batch]]:   # (step, what `_drawn` makes of its pictures), from done + 1
@@ -502,7 +548,7 @@ def _batches(self: Trainer,
     c = self.config
     pictures = batches(self.data, c.seed, c.batch_size, done, c.max_steps,
                        self.rank, self.world, c.num_workers)
-    return ((step + 1, self._drawn(step + 1, x)) for step, x in pictures)
+    return ((k + 1, self._drawn(k + 1, x, self._labels(k))) for k, x in pictures)
 
 # %% ../nbs/11_training.ipynb #8794d7d1
 @patch
@@ -532,7 +578,8 @@ def _draw(self: Trainer,
     if not every or step % every or not self.accelerator.is_main_process: return
     (folder / "samples").mkdir(exist_ok=True)
     steps = min(20, self.scheduler.num_timesteps)
-    x = sample(self.averaged, 16, steps=steps, precision=self.config.precision)
+    labels = torch.arange(16) % self.model.config.num_classes if self.labelled else None
+    x = sample(self.averaged, 16, steps=steps, labels=labels, precision=self.config.precision)
     save_grid(x, folder / "samples" / f"step-{step:07d}.png")
 
 # %% ../nbs/11_training.ipynb #0a346573
@@ -642,6 +689,7 @@ def _saved_config(self: Trainer) -> dict:
     about = dict(model=model and model.to_dict(), scheduler=self.scheduler.config,
                  prediction=self.denoiser.prediction, training=asdict(self.config),
                  data=dict(name=self.data.name, num_levels=self.data.num_levels))
+    if self.labelled: about["data"]["class_names"] = self.data.class_names
     return json.loads(json.dumps(about))
 
 # %% ../nbs/11_training.ipynb #24c60c9d

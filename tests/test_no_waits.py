@@ -7,6 +7,7 @@ GPU, so the step with its backward pass runs on the `meta` device, which has no 
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,10 +94,10 @@ def gpu():
         yield
 
 
-def fake_denoiser(prediction="noise", zero=False, net=UNet):
+def fake_denoiser(prediction="noise", zero=False, net=UNet, config=SMALL):
     scheduler = CosineNoiseScheduler(50, zero_terminal_snr=zero)
     with FakeTensorMode(), torch.device("cuda"):
-        net = net(SMALL).requires_grad_(False).eval()
+        net = net(config).requires_grad_(False).eval()
     return Denoiser(net, scheduler, prediction)
 
 
@@ -161,6 +162,16 @@ def test_a_walk_with_a_real_network_waits_for_nothing(request):
     walked(denoiser, "sde-dpm++")
 
 
+@needs_cuda_build
+def test_a_walk_with_labels_waits_for_nothing(request):
+    denoiser = fake_denoiser(config=replace(SMALL, num_classes=3))
+    request.getfixturevalue("gpu")
+    labels = torch.zeros(4, dtype=torch.int64).to("cuda")
+    ask = partial(denoiser, labels=labels)
+    ask.scheduler = denoiser.scheduler
+    walked(ask, "sde-dpm++")
+
+
 class ReadsBack(Tiny):
     def forward(self, x, t):
         return super().forward(x, t) * t.float().mean().item()
@@ -203,11 +214,13 @@ def test_a_planted_wait_is_found_in_a_walk(net, said, request):
 # ---- without a device at all: the whole step
 
 
-def meta_trainer(net=UNet, **fields):
+def meta_trainer(net=UNet, classes=None, **fields):
     config = DiffusionConfig(batch_size=4, timesteps_diff=50, precision="float32", **fields)
-    data = PictureData(torch.zeros(SHAPE, dtype=torch.uint8))
+    labels = None if classes is None else torch.zeros(4, dtype=torch.int64)
+    names = tuple("abc"[:classes])
+    data = PictureData(torch.zeros(SHAPE, dtype=torch.uint8), labels=labels, class_names=names)
     with torch.device("meta"):
-        weights = net(SMALL)
+        weights = net(replace(SMALL, num_classes=classes))
     denoiser = Denoiser(weights, config.scheduler(), config.prediction)
     adam = torch.optim.Adam(denoiser.net.parameters(), fused=False)
     accelerator = Accelerator(device_placement=False, cpu=True)
@@ -217,7 +230,7 @@ def meta_trainer(net=UNet, **fields):
 def two_steps(trainer):
     "The first makes Adam's moments and copies the schedule's tables; the second is looked at."
     for step in (1, 2):
-        batch = trainer.batch(step, trainer.data.pictures)
+        batch = trainer.batch(step, trainer.data.pictures, trainer.data.labels)
         with no_waits("meta") if step == 2 else contextlib.nullcontext():
             norm = trainer.step(step, batch)
     return norm
@@ -227,6 +240,7 @@ def two_steps(trainer):
     "fields",
     [
         {},
+        dict(classes=3),
         dict(prediction="v", min_snr_gamma=5.0, grad_accumulation=2),
         dict(prediction="x0", zero_terminal_snr=True, use_augmentation=True, checkpointing=True),
     ],

@@ -33,7 +33,6 @@ from ddpm_nb.data import (
     check_model_range,
     epoch_order,
     load_data,
-    load_labels,
     to_model_range,
 )
 from ddpm_nb.objective import Denoiser, eval_mode
@@ -181,7 +180,6 @@ def test_load_data_refuses(folder):
     refused("channels: expected 1 or 3", load_data, "digits", channels=2)
     refused("looks like [0, 1]", load_data, torch.rand(3, 1, 8, 8))
     refused("expected uint8 pictures", load_data, torch.zeros(3, 8, 8, dtype=torch.uint8))
-    refused("name: expected one of digits", load_labels, "no-such-data")
     assert load_data(torch.full((1, 1, 8, 8), -0.5)).inexact
     assert not load_data(to_model_range(torch.arange(64).view(1, 1, 8, 8))).inexact
 

@@ -10,7 +10,7 @@ import torch
 from cells import run_cells
 
 from ddpm_nb import device
-from ddpm_nb.data import PictureData, load_data, load_labels, to_model_range
+from ddpm_nb.data import PictureData, load_data, to_model_range
 from ddpm_nb.device import resolve_precision
 from ddpm_nb.distance import (
     likelihood_row,
@@ -143,7 +143,7 @@ FOUR = PictureData(digits(), "digits", 17)
         (lambda: bits_per_dim(LINEAR, one_picture()), "denoised: expected at least 2 pictures"),
         (lambda: load_features("no-such-thing"), "features: expected one of digits, fashion_mnist"),
         (
-            lambda: train_classifier(FOUR, load_labels("digits", split="test")[:4], batch_size=5),
+            lambda: train_classifier(FOUR, load_data("digits").labels[:4], batch_size=5),
             "batch_size: expected at most the 4 pictures; got 5",
         ),
         (lambda: quality_row(torch.zeros(3, 1, 8, 8), {}, None), "n: expected at least 4 samples"),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from table import samples_file
 
-from ddpm_nb.data import load_data, load_labels, to_model_range, to_pixels
+from ddpm_nb.data import load_data, to_model_range, to_pixels
 from ddpm_nb.distance import features_of, frechet_distance, load_features, nearest
 from ddpm_nb.likelihood import GaussianDenoiser, bits_per_dim, denoise, x0_error_table
 from ddpm_nb.objective import training_loss
@@ -119,7 +119,7 @@ def gaussian(scheduler, train, test):
 
 def figures(run):
     train, test = load_data("fashion_mnist"), load_data("fashion_mnist", split="test")
-    labels = load_labels("fashion_mnist")
+    labels = train.labels
     net, found = load_features("fashion_mnist"), checkpoints(run)
     row, samples = headline(found[-1])
     settings, drawn = row["settings"], load_file(samples)["pictures"]

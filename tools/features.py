@@ -16,7 +16,7 @@ import time
 import torch
 from safetensors.torch import save_file
 
-from ddpm_nb.data import load_data, load_labels, to_model_range
+from ddpm_nb.data import load_data, to_model_range
 from ddpm_nb.distance import train_classifier
 from ddpm_nb.runs import WEIGHTS
 
@@ -28,7 +28,7 @@ RECIPES = dict(
 
 def main(name):
     train, test = load_data(name), load_data(name, split="test")
-    labels = {split: load_labels(name, split=split) for split in ("train", "test")}
+    labels = dict(train=train.labels, test=test.labels)
     began = time.perf_counter()
     net = train_classifier(train, labels["train"], **RECIPES[name], progress=True)
     seconds = time.perf_counter() - began
