@@ -182,7 +182,9 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     "The flags of ddpm-sample."
     p = argparse.ArgumentParser("ddpm-sample", description="Draw pictures with a trained network.")
     _checkpoint_flag(p)
-    p.add_argument("--n", type=int, default=64, help="how many pictures (64)")
+    p.add_argument("--n", type=int, help="how many pictures (64; of several classes 8 each)")
+    p.add_argument("--label", nargs="+", metavar="CLASS",
+                   help="names or numbers of classes, or none; left out: a row of each class")
     _walk_flags(p, method="sde-dpm++", steps=None, spacing="karras")
     p.add_argument("--eta", type=float, help="ddim's noise, 0 to 1 (0)")
     p.add_argument("--no-clip", dest="clip", action="store_false", help="leave x0 as guessed")
@@ -250,6 +252,38 @@ def _writable(
     except OSError as e:
         raise ValueError(f"out: cannot write to {e.filename}: {e.strerror}") from None
 
+# %% ../nbs/94_commands.ipynb #94a8e002
+def _class_of(
+    label: str,      # as typed
+    denoiser,
+) -> int:            # or ValueError
+    "A class by its name or its number; their count for none."
+    classes, names = denoiser.net.config.num_classes, denoiser.class_names
+    if classes is None:
+        raise ValueError(f"label: expected none typed, this network knows no classes; got {label}")
+    if label == "none": return classes
+    plain = [name.lower() for name in names]
+    if label.lower() in plain: return plain.index(label.lower())
+    if label.isdigit() and int(label) < classes: return int(label)
+    known = ", ".join(names) or f"0..{classes - 1}"
+    raise ValueError(f"label: expected one of {known}, or none; got {label!r}")
+
+# %% ../nbs/94_commands.ipynb #94a8e003
+def _what_to_draw(
+    n: int | None,               # pictures, as typed
+    typed: list[str] | None,     # labels
+    denoiser,
+) -> tuple[int, list | None, int | None]:   # pictures; their labels; columns of the grid
+    "A row for each class that was asked for, or for each there is."
+    classes = denoiser.net.config.num_classes
+    if typed: wanted = [_class_of(label, denoiser) for label in typed]
+    elif classes is None: return 64 if n is None else n, None, None
+    else: wanted = list(range(classes))
+    if n is None: n = 64 if len(wanted) == 1 else 8 * len(wanted)
+    columns = -(-n // len(wanted))
+    labels = [wanted[i // columns] for i in range(n)]
+    return n, labels, columns if len(wanted) > 1 else None
+
 # %% ../nbs/94_commands.ipynb #5951db68
 @_command
 def main_sample() -> None:
@@ -260,12 +294,13 @@ def main_sample() -> None:
     out, frames = Path(a.out), []
     one_grid = out.suffix == ".png"
     _writable(out, a.gif)
-    x = sample(denoiser, a.n, steps=a.steps, method=a.method, spacing=a.spacing, seed=a.seed,
-               batch_size=a.batch_size, precision=a.precision, progress=True,
+    n, labels, columns = _what_to_draw(a.n, a.label, denoiser)
+    x = sample(denoiser, n, steps=a.steps, method=a.method, spacing=a.spacing, seed=a.seed,
+               labels=labels, batch_size=a.batch_size, precision=a.precision, progress=True,
                callback=_keep_frames(frames, a.steps or 20) if a.gif else None, **own)
-    save_grid(x, out) if one_grid else save_pictures(x, out)
+    save_grid(x, out, columns) if one_grid else save_pictures(x, out)
     if a.gif: save_gif(frames, a.gif)
-    print(out if one_grid else f"{out}: {a.n} pictures", *([a.gif] if a.gif else []))
+    print(out if one_grid else f"{out}: {n} pictures", *([a.gif] if a.gif else []))
 
 # %% ../nbs/94_commands.ipynb #b84d11aa
 def _evaluate_flags() -> argparse.Namespace:   # what was typed

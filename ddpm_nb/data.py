@@ -59,6 +59,22 @@ def check_model_range(
                          f"{low:.4g} to {high:.4g}, which looks like [0, 1]: "
                          f"use 2 * x - 1")
 
+# %% ../nbs/06_data.ipynb #06a8e001
+def _check_labels(
+    labels,                        # what should be `(n,)` int64, places in class_names; or None
+    class_names: tuple[str, ...],
+    n: int,                        # pictures
+    name: str,                     # for the message
+) -> None:                         # or ValueError
+    "A class for each picture, and a name for each class."
+    if labels is None: return
+    if not torch.is_tensor(labels) or labels.dtype != torch.int64 or labels.shape != (n,):
+        got = (labels.dtype, tuple(labels.shape)) if torch.is_tensor(labels) else type(labels)
+        raise ValueError(f"{name}: expected int64 labels ({n},), one a picture; got {got}")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
+        raise ValueError(f"{name}: expected labels in 0..{len(class_names) - 1}, one of "
+                         f"class_names; got {int(labels.min())}..{int(labels.max())}")
+
 # %% ../nbs/06_data.ipynb #5a43ed8e
 class PictureData(Dataset):
     "Pictures as bytes, `data[i]` is `(c, h, w)` uint8; here all of them in memory."
@@ -97,22 +113,6 @@ def _check_pictures(
     if not fits or pictures.dtype != torch.uint8:
         raise ValueError(f"{name}: expected uint8 pictures (n, c, h, w) with 1 or 3 channels; "
                          f"got {pictures.dtype} {tuple(pictures.shape)}")
-
-# %% ../nbs/06_data.ipynb #06a8e001
-def _check_labels(
-    labels,                        # what should be `(n,)` int64, places in class_names; or None
-    class_names: tuple[str, ...],
-    n: int,                        # pictures
-    name: str,                     # for the message
-) -> None:                         # or ValueError
-    "A class for each picture, and a name for each class."
-    if labels is None: return
-    if not torch.is_tensor(labels) or labels.dtype != torch.int64 or labels.shape != (n,):
-        got = (labels.dtype, tuple(labels.shape)) if torch.is_tensor(labels) else type(labels)
-        raise ValueError(f"{name}: expected int64 labels ({n},), one a picture; got {got}")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
-        raise ValueError(f"{name}: expected labels in 0..{len(class_names) - 1}, one of "
-                         f"class_names; got {int(labels.min())}..{int(labels.max())}")
 
 # %% ../nbs/06_data.ipynb #3aef7a31
 def _plain_picture(

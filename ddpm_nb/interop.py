@@ -45,6 +45,7 @@ def _unet_fields(
         block_out_channels=[config.base_dim * m for m in config.dim_multiply],
         down_block_types=[f"{a}DownBlock2D" for a in attention],
         up_block_types=[f"{a}UpBlock2D" for a in reversed(attention)],
+        num_class_embeds=None if config.num_classes is None else config.num_classes + 1,
         norm_num_groups=config.groups, **{k: getattr(config, k) for k in _SHARED})
 
 # %% ../nbs/14_interop.ipynb #5f12c637
@@ -60,6 +61,7 @@ _RENAMES = (                                    # applied in this order
     (r"^norm\.", "conv_norm_out."),
     (r"^head\.", "conv_out."),
     (r"^time_embedding\.linear", "time_embedding.linear_"),
+    (r"^label_embedding\.table", "class_embedding.weight"),
     (r"^(down|up)\.", r"\1_blocks."),
     (r"^mid\.resnet1\.", "mid_block.resnets.0."),
     (r"^mid\.attention\.", "mid_block.attentions.0."),

@@ -121,10 +121,12 @@ class Denoiser(nn.Module):
     def __init__(self,
         net,                         # `net(x, t)`, or `net(x, t, labels)`: `(b, c, h, w)`
         scheduler: NoiseScheduler,   # of the noise that it was trained on
-        prediction: str = "noise"):  # what its answer is: one of PREDICTIONS
+        prediction: str = "noise",   # what its answer is: one of PREDICTIONS
+        class_names: tuple = ()):    # of a network with classes, where they are known
         super().__init__()
         _check_prediction(prediction, scheduler)
         self.net, self.scheduler, self.prediction = net, scheduler, prediction
+        self.class_names = tuple(class_names)
 
     @property
     def device(self) -> torch.device:

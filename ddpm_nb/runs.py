@@ -218,7 +218,8 @@ def load_denoiser(
                          f"config: {str(e).splitlines()[1].strip()}") from None
     net = net.to(device, memory_format=torch.channels_last)    # the faster layout
     scheduler = make_scheduler(config["scheduler"])
-    return Denoiser(net, scheduler, config.get("prediction", "noise")).eval()
+    names = config.get("data", {}).get("class_names", ())
+    return Denoiser(net, scheduler, config.get("prediction", "noise"), names).eval()
 
 # %% ../nbs/10_checkpoints.ipynb #10a6e001
 def _raw_weights(

@@ -206,9 +206,9 @@ class _NoiseAhead:
 def _sample_batch(
     denoiser, scheduler: NoiseScheduler,
     streams: list,        # of random numbers, one a picture
+    labels,               # `(b,)` int64, what to draw; None: anything
     shape: tuple,         # `(c, h, w)`
     walk: list[int], method: str, precision: str,
-    labels=None,          # `(b,)` int64, what to draw
     **kwargs,             # the sampler's own
 ) -> Tensor:              # `(b, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures, each from a stream of its own."
@@ -222,10 +222,11 @@ def _sample_batch(
 # %% ../nbs/07_sampling.ipynb #07a8e002
 def _as_labels(
     denoiser,
-    labels,             # `(n,)`, or one for all
-    n: int,             # how many pictures
-) -> Tensor:            # `(n,)` int64
+    labels,               # `(n,)`, or one for all; or None
+    n: int,               # how many pictures
+) -> Tensor | None:       # `(n,)` int64
     "Labels as they may be written, checked."
+    if labels is None: return None
     wrong = lambda expected: ValueError(f"labels: expected {expected}; got {labels!r}")
     config = getattr(getattr(denoiser, "net", None), "config", None)
     classes = getattr(config, "num_classes", None)
@@ -238,6 +239,17 @@ def _as_labels(
     if classes and not 0 <= int(each.min()) <= int(each.max()) <= classes:
         raise wrong(f"0..{classes - 1}, or {classes} for no label")
     return each.long()
+
+# %% ../nbs/07_sampling.ipynb #07a8e005
+def _in_batches(
+    denoiser, labels, n: int, batch_size: int, seed: int,   # as in `sample`
+):                      # -> (first, streams, labels) of each batch
+    "Which pictures are drawn together: their streams of random numbers, and what they show."
+    labels = _as_labels(denoiser, labels, n)
+    for first in range(0, n, batch_size):
+        mine = slice(first, min(first + batch_size, n))
+        streams = [stream(seed, i) for i in range(n)[mine]]
+        yield first, streams, None if labels is None else labels[mine]
 
 # %% ../nbs/07_sampling.ipynb #2399a406
 def sample(
@@ -259,12 +271,9 @@ def sample(
     "Pictures from noise, in batches that fit in memory."
     scheduler, shape = _check_sample(denoiser, scheduler, shape, method, own)
     walk, out = _default_walk(scheduler, steps, spacing), []
-    if labels is not None: labels = _as_labels(denoiser, labels, n)
     with _bar(n, batch_size, len(walk) - 1, progress) as bar:
-        for first in range(0, n, batch_size):
-            streams = [stream(seed, i) for i in range(first, min(first + batch_size, n))]
+        for first, streams, shown in _in_batches(denoiser, labels, n, batch_size, seed):
             own["callback"] = partial(_after_step, bar, callback, first)
-            shown = None if labels is None else labels[first:first + batch_size]
-            which = streams, shape, walk, method, precision, shown
+            which = streams, shown, shape, walk, method, precision
             out.append(_sample_batch(denoiser, scheduler, *which, **own))
     return torch.cat(out)

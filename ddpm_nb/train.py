@@ -451,7 +451,7 @@ def _gradients(self: Trainer,
     batch: Batch,
 ) -> None:
     "Adds the gradient of the mean loss to the parameters', and the losses to the log."
-    given = batch if batch.labels is not None else batch[:3]      # a loss may know no labels
+    given = [v for v in batch if v is not None]          # a loss need not know of labels
     parts = list(zip(*(v.chunk(self.config.grad_accumulation) for v in given)))
     gamma = self.config.min_snr_gamma
     weights = {} if gamma is None else dict(min_snr_gamma=gamma)
@@ -539,7 +539,7 @@ def _labels(self: Trainer,
     which = batch_indices(self.config.seed, step, self.config.batch_size, len(self.data))
     return self.data.labels[which[self.rank * share:(self.rank + 1) * share]]
 
-
+# %% ../nbs/11_training.ipynb #11a8e004
 @patch
 def _batches(self: Trainer,
     done: int,       # steps that lie behind

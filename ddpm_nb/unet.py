@@ -274,6 +274,14 @@ class UpBlock(nn.Module):
             x = attention(resnet(x, time_emb))       # (b, out_dim, h, w)
         return self.upsample(x)
 
+# %% ../nbs/05_unet.ipynb #05a8e002
+def _label_embedding(
+    config: ModelConfig,
+) -> LabelEmbedding | None:
+    "The network's table of labels, if it knows classes."
+    if config.num_classes is None: return None
+    return LabelEmbedding(config.num_classes, 4 * config.base_dim)
+
 # %% ../nbs/05_unet.ipynb #4862966e
 class UNet(nn.Module):
     "Ho's network: predicts the noise in x_t (Ho et al., appendix B)."
@@ -285,8 +293,7 @@ class UNet(nn.Module):
         attention = [i in c.transformer_layers for i in range(len(dims))]
         self.time_embedding = ho_init(TimeEmbedding(
             c.base_dim, flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift))
-        known = c.num_classes is not None
-        self.label_embedding = LabelEmbedding(c.num_classes, 4 * c.base_dim) if known else None
+        self.label_embedding = _label_embedding(c)
         self.stem = ho_init(nn.Conv2d(c.channels, c.base_dim, 3, padding=1))
         self.down, self.up, skips = nn.ModuleList(), nn.ModuleList(), [c.base_dim]
         for i, (before, dim) in enumerate(zip([c.base_dim, *dims], dims)):
@@ -306,14 +313,25 @@ class UNet(nn.Module):
         labels: Tensor | None = None,   # `(b,)` int64; num_classes, or None for all: no label
     ) -> Tensor:    # `(b, c, h, w)` the guess of the noise
         "The noise in x, guessed."
-        self._check_input(x, t, labels)
-        time_emb = self.time_embedding(t - 1)   # the published networks count from 0
-        if self.label_embedding is not None: time_emb = time_emb + self.label_embedding(labels)
+        time_emb = self._told(x, t, labels)
         skips = [self.stem(x)]
         for block in self.down: skips += block(skips[-1], time_emb)
         x = self.mid(skips[-1], time_emb)
         for block in self.up: x = block(x, skips, time_emb)
         return self.head(F.silu(self.norm(x)))
+
+# %% ../nbs/05_unet.ipynb #05a8e001
+@patch
+def _told(self: UNet,
+    x: Tensor,      # `(b, c, h, w)`
+    t: Tensor,      # `(b,)`
+    labels,         # `(b,)` or None
+) -> Tensor:        # `(b, 4 base_dim)`
+    "What every block is told: the time, and the label where there are classes."
+    self._check_input(x, t, labels)
+    time_emb = self.time_embedding(t - 1)   # the published networks count from 0
+    if self.label_embedding is None: return time_emb
+    return time_emb + self.label_embedding(labels)
 
 # %% ../nbs/05_unet.ipynb #bf25d5f9
 @patch

@@ -117,7 +117,7 @@ def folder(root, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), level or 0).save(path)
         if level is None:  # the header can be read, the rest is not there
-            path.write_bytes(path.read_bytes()[:50])
+            path.write_bytes(path.read_bytes()[:42])
     return root
 
 

@@ -102,7 +102,7 @@ def test_a_config_is_refused(fields_, named, said):
 def test_a_config_names_every_wrong_field():
     wrong = dict(
         attention_head_dim=0, norm_num_groups=-1, norm_eps=1, downsample_padding=2,
-        flip_sin_to_cos=1, freq_shift=2, num_res_blocks=1.5)  # fmt: skip
+        flip_sin_to_cos=1, freq_shift=2, num_res_blocks=1.5, num_classes=0)  # fmt: skip
     with pytest.raises(ValueError) as e:
         ModelConfig("8", 2, [-1], 33, channels=True, dropout=1, **wrong)
     said = str(e.value).split(" | ")
