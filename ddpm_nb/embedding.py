@@ -90,7 +90,7 @@ class LabelEmbedding(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_classes + 1, dim))
 
     def forward(self,
-        labels: Tensor | None = None,   # `(b,)` int64; num_classes: no label; None: for none
+        labels: Tensor | None = None,   # `(b,)` int64; num_classes, or None: no label
     ) -> Tensor:                        # `(b, dim)`; `(dim,)` for None
         "The rows of these labels."
         return self.table[-1] if labels is None else F.embedding(labels, self.table)

@@ -202,23 +202,6 @@ class _NoiseAhead:
 
     def __exit__(self, *_): self.drawn.close()
 
-# %% ../nbs/07_sampling.ipynb #26a7dfc7
-def _sample_batch(
-    denoiser, scheduler: NoiseScheduler,
-    streams: list,        # of random numbers, one a picture
-    labels,               # `(b,)` int64, what to draw; None: anything
-    shape: tuple,         # `(c, h, w)`
-    walk: list[int], method: str, precision: str,
-    **kwargs,             # the sampler's own
-) -> Tensor:              # `(b, c, h, w)` float32 in [-1, 1], on the CPU
-    "Pictures, each from a stream of its own."
-    device = getattr(denoiser, "device", torch.device("cpu"))
-    with (_NoiseAhead(streams, shape, device, len(walk)) as noise, eval_mode(denoiser),
-          autocast(device, precision)):
-        ask = denoiser if labels is None else partial(denoiser, labels=labels.to(device))
-        x0 = SAMPLERS[method](ask, scheduler, noise(), walk, noise, **kwargs)
-    return x0.float().clamp(-1, 1).cpu()
-
 # %% ../nbs/07_sampling.ipynb #07a8e002
 def _as_labels(
     denoiser,
@@ -250,6 +233,23 @@ def _in_batches(
         mine = slice(first, min(first + batch_size, n))
         streams = [stream(seed, i) for i in range(n)[mine]]
         yield first, streams, None if labels is None else labels[mine]
+
+# %% ../nbs/07_sampling.ipynb #26a7dfc7
+def _sample_batch(
+    denoiser, scheduler: NoiseScheduler,
+    streams: list,        # of random numbers, one a picture
+    labels,               # `(b,)` int64, what to draw; None: anything
+    shape: tuple,         # `(c, h, w)`
+    walk: list[int], method: str, precision: str,
+    **kwargs,             # the sampler's own
+) -> Tensor:              # `(b, c, h, w)` float32 in [-1, 1], on the CPU
+    "Pictures, each from a stream of its own."
+    device = getattr(denoiser, "device", torch.device("cpu"))
+    with (_NoiseAhead(streams, shape, device, len(walk)) as noise, eval_mode(denoiser),
+          autocast(device, precision)):
+        ask = denoiser if labels is None else partial(denoiser, labels=labels.to(device))
+        x0 = SAMPLERS[method](ask, scheduler, noise(), walk, noise, **kwargs)
+    return x0.float().clamp(-1, 1).cpu()
 
 # %% ../nbs/07_sampling.ipynb #2399a406
 def sample(

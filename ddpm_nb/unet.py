@@ -282,6 +282,31 @@ def _label_embedding(
     if config.num_classes is None: return None
     return LabelEmbedding(config.num_classes, 4 * config.base_dim)
 
+# %% ../nbs/05_unet.ipynb #bf25d5f9
+def _check_input(
+    net,            # a UNet
+    x: Tensor,      # `(b, c, h, w)`
+    t: Tensor,      # `(b,)`
+    labels,         # `(b,)` or None
+) -> None:          # or ValueError
+    "Shapes only: looking at values would stop a GPU."
+    c, halvings = net.config.channels, len(net.down) - 1
+    if x.ndim != 4 or x.shape[1] != c:
+        raise ValueError(f"x: expected pictures (b, {c}, h, w), as the config says; "
+                         f"got {tuple(x.shape)}")
+    if x.shape[2] % 2 ** halvings or x.shape[3] % 2 ** halvings:
+        raise ValueError(f"x: expected height and width that {halvings} halvings divide, "
+                         f"multiples of {2 ** halvings}; got {x.shape[2]} x {x.shape[3]}")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t: expected shape ({len(x)},), a step for each picture; "
+                         f"got {tuple(t.shape)}")
+    if labels is None: return
+    if net.label_embedding is None:
+        raise ValueError("labels: expected none, this network knows no classes (num_classes)")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"labels: expected shape ({len(x)},), a class for each picture; "
+                         f"got {tuple(labels.shape)}")
+
 # %% ../nbs/05_unet.ipynb #4862966e
 class UNet(nn.Module):
     "Ho's network: predicts the noise in x_t (Ho et al., appendix B)."
@@ -310,7 +335,7 @@ class UNet(nn.Module):
     def forward(self,
         x: Tensor,  # `(b, c, h, w)` noisy pictures
         t: Tensor,  # `(b,)` steps, 1..T
-        labels: Tensor | None = None,   # `(b,)` int64; num_classes, or None for all: no label
+        labels: Tensor | None = None,   # `(b,)` int64; num_classes, or None: no label
     ) -> Tensor:    # `(b, c, h, w)` the guess of the noise
         "The noise in x, guessed."
         time_emb = self._told(x, t, labels)
@@ -328,32 +353,7 @@ def _told(self: UNet,
     labels,         # `(b,)` or None
 ) -> Tensor:        # `(b, 4 base_dim)`
     "What every block is told: the time, and the label where there are classes."
-    self._check_input(x, t, labels)
+    _check_input(self, x, t, labels)
     time_emb = self.time_embedding(t - 1)   # the published networks count from 0
     if self.label_embedding is None: return time_emb
     return time_emb + self.label_embedding(labels)
-
-# %% ../nbs/05_unet.ipynb #bf25d5f9
-@patch
-def _check_input(self: UNet,
-    x: Tensor,      # `(b, c, h, w)`
-    t: Tensor,      # `(b,)`
-    labels,         # `(b,)` or None
-) -> None:          # or ValueError
-    "Shapes only: looking at values would stop a GPU."
-    c, halvings = self.config.channels, len(self.down) - 1
-    if x.ndim != 4 or x.shape[1] != c:
-        raise ValueError(f"x: expected pictures (b, {c}, h, w), as the config says; "
-                         f"got {tuple(x.shape)}")
-    if x.shape[2] % 2 ** halvings or x.shape[3] % 2 ** halvings:
-        raise ValueError(f"x: expected height and width that {halvings} halvings divide, "
-                         f"multiples of {2 ** halvings}; got {x.shape[2]} x {x.shape[3]}")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t: expected shape ({len(x)},), a step for each picture; "
-                         f"got {tuple(t.shape)}")
-    if labels is None: return
-    if self.label_embedding is None:
-        raise ValueError("labels: expected none, this network knows no classes (num_classes)")
-    if labels.shape != x.shape[:1]:
-        raise ValueError(f"labels: expected shape ({len(x)},), a class for each picture; "
-                         f"got {tuple(labels.shape)}")

@@ -69,7 +69,10 @@ def test_every_sampler_draws_what_is_asked_for(method):
     how = dict(steps=4, method=method, spacing="uniform")
     one = sample(denoiser, 3, labels=[1, 2, 10], **how)
     torch.testing.assert_close(
-        sample(denoiser, 3, labels=torch.tensor([1, 2, 10]), batch_size=2, **how), one, rtol=0, atol=1e-4
+        sample(denoiser, 3, labels=torch.tensor([1, 2, 10]), batch_size=2, **how),
+        one,
+        rtol=0,
+        atol=1e-4,
     )
     other = sample(denoiser, 3, labels=[1, 5, 10], **how)
     assert torch.equal(other[[0, 2]], one[[0, 2]]) and not torch.equal(other[1], one[1])
@@ -101,7 +104,11 @@ def test_labels_come_with_the_pictures():
         (torch.tensor([0, 1]), ("a", "b"), "expected int64 labels"),
         (torch.tensor([0.0, 1, 1]), ("a", "b"), "expected int64 labels"),
         ([0, 1, 1], ("a", "b"), "expected int64 labels"),
-        (torch.tensor([0, 1, 2]), ("a", "b"), r"expected labels in 0..1, one of class_names; got 0..2"),
+        (
+            torch.tensor([0, 1, 2]),
+            ("a", "b"),
+            r"expected labels in 0..1, one of class_names; got 0..2",
+        ),
         (torch.tensor([-1, 0, 1]), ("a", "b"), "got -1..1"),
     ],
 )
@@ -122,7 +129,13 @@ def folder(root, files):
 
 
 def test_folders_are_classes_and_what_cannot_be_read_is_replaced_by_its_own(tmp_path):
-    files = {"cat/1.png": 10, "cat/2.png": None, "dog/old/3.png": 30, "dog/4.png": 40, "cat/5.png": 50}
+    files = {
+        "cat/1.png": 10,
+        "cat/2.png": None,
+        "dog/old/3.png": 30,
+        "dog/4.png": 40,
+        "cat/5.png": 50,
+    }
     data = PictureFolder(folder(tmp_path, files))
     assert data.class_names == ("cat", "dog")
     assert [data.class_names[k] for k in data.labels] == [f.split("/")[0] for f in data.files]
@@ -151,7 +164,9 @@ def test_a_step_is_told_the_labels_of_its_pictures():
     run = trainer()
     step, drawn = next(run._batches(3))
     assert step == 4
-    index = {x.numpy().tobytes(): k for x, k in zip(run.data.pictures, run.data.labels, strict=True)}
+    index = {
+        x.numpy().tobytes(): k for x, k in zip(run.data.pictures, run.data.labels, strict=True)
+    }
     shown = torch.tensor([int(index[x.numpy().tobytes()]) for x in drawn.x0])
     kept_back = drawn.labels == 10
     assert torch.equal(drawn.labels[~kept_back], shown[~kept_back])
@@ -191,7 +206,11 @@ def test_a_loss_that_knows_no_labels_still_trains():
     "classes, data, said",
     [
         (9, None, "num_classes: expected 10, the classes of digits; got 9"),
-        (10, PictureData(torch.zeros(16, 1, 8, 8, dtype=torch.uint8)), "pictures has no labels; got 10"),
+        (
+            10,
+            PictureData(torch.zeros(16, 1, 8, 8, dtype=torch.uint8)),
+            "pictures has no labels; got 10",
+        ),
     ],
 )
 def test_a_network_with_classes_needs_data_with_as_many(classes, data, said):
@@ -200,7 +219,9 @@ def test_a_network_with_classes_needs_data_with_as_many(classes, data, said):
 
 
 def test_a_labelled_run_is_resumed_bit_for_bit_and_keeps_the_names(tmp_path):
-    c = DiffusionConfig(batch_size=16, max_steps=6, save_every=3, sample_every=6, precision="float32")
+    c = DiffusionConfig(
+        batch_size=16, max_steps=6, save_every=3, sample_every=6, precision="float32"
+    )
     whole, parts = (replace(c, out_dir=str(tmp_path / name)) for name in ("whole", "parts"))
     train_diffusion(whole, TEN, progress=False)
     train_diffusion(replace(parts, max_steps=3), TEN, progress=False)
