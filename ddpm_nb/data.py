@@ -276,7 +276,7 @@ class PictureFolder(PictureData):
 def read(self: PictureFolder,
     i: int,                   # which picture
 ) -> tuple[Tensor, dict]:     # `(c, h, w)` uint8, and the unreadable files on the way
-    "Picture i, or the next one of its class that can be decoded (after the last, the first)."
+    "Picture i, or the next of its class that can be decoded (after the last, the first)."
     bad = {}
     for j in range(i, i + len(self)):
         file = self.files[j := j % len(self)]

@@ -79,7 +79,7 @@ class DiffusionConfig:
     clip_norm: float = 1.0           # largest norm of the gradient
     adam_betas: tuple[float, float] = (0.9, 0.999)   # decays of Adam's two running means
     weight_decay: float = 0.0        # of AdamW
-    label_dropout: float = 0.1       # pictures whose label is kept back, where there are any
+    label_dropout: float = 0.1       # share of the labels that are kept back, if any
     ema_decay: float = 0.9999        # cap of the average's decay
     precision: str = "auto"          # "float32", "tf32", "bf16"; "auto": bf16 where fast
     grad_accumulation: int = 1       # parts that a batch is computed in, to save memory
