@@ -127,10 +127,8 @@ def with_solver(pipeline, way):
     "The same with diffusers' solver of our way, its steps evenly spaced."
     import diffusers
 
-    kind = SOLVERS[
-        way[0]
-    ]  # where Karras's first levels round to one t, its walk stops with an error
-    config = dict(pipeline.scheduler.config, algorithm_type=kind)
+    # evenly: where Karras's first levels round to one t, its walk stops with an error
+    config = dict(pipeline.scheduler.config, algorithm_type=SOLVERS[way[0]])
     solver = diffusers.DPMSolverMultistepScheduler.from_config(config)
     return diffusers.DDPMPipeline(pipeline.unet, solver)
 
