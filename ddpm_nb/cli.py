@@ -38,7 +38,14 @@ from ddpm_nb.distance import (
 from .images import save_gif, save_grid, save_pictures
 from .interop import export_checkpoint, import_pipeline, need_diffusers
 from .objective import PREDICTIONS
-from .runs import WEIGHTS, find_checkpoint, load_denoiser, load_x0_error, shipped
+from ddpm_nb.runs import (
+    WEIGHTS,
+    find_checkpoint,
+    load_denoiser,
+    load_x0_error,
+    read_checkpoint,
+    shipped,
+)
 from .sample import SAMPLERS, SPACINGS, sample, timestep_walk
 from .scheduler import SCHEDULES, VARIANCES
 from .train import DIFFUSION_PRESETS, DiffusionConfig, train_diffusion
@@ -130,19 +137,31 @@ def _read_config_file(
         raise ValueError(f"config: {path} has unknown fields: {', '.join(unknown)}")
     return flat
 
+# %% ../nbs/94_commands.ipynb #94a8e010
+def _of_checkpoint(
+    source,          # as in `load_denoiser`, or None
+) -> dict:           # field -> value: of its network, and of the noise that it knows
+    "What a run keeps of the network that it starts from."
+    if source is None: return {}
+    c, _ = read_checkpoint(find_checkpoint(source), "model")
+    noise = ("timesteps_diff", "schedule", "zero_terminal_snr")
+    of_noise = {k: v for k, v in c["training"].items() if k in noise}
+    return c["model"] | of_noise | dict(prediction=c.get("prediction", "noise"))
+
 # %% ../nbs/94_commands.ipynb #c219c4bc
 def _training_configs(
     preset: str | None,   # a name, or None where a file says it all
     file: str | None,     # a JSON file with fields
     typed: dict,          # field -> value
 ) -> tuple[DiffusionConfig, ModelConfig]:
-    "Both configs: preset < file < what was typed."
-    if preset not in DIFFUSION_PRESETS and (preset or not file):
+    "Both configs: preset < the checkpoint of init_from < file < what was typed."
+    if preset not in DIFFUSION_PRESETS and (preset or not file and "init_from" not in typed):
         names = ", ".join(DIFFUSION_PRESETS)
-        raise ValueError(f"preset: expected one of {names}, or --config FILE; "
+        raise ValueError(f"preset: expected one of {names}, or --config FILE, or --init-from RUN; "
                          f"got {preset}")
     given = {**DIFFUSION_PRESETS.get(preset, {}), **PRESETS.get(preset, {})}
-    given |= (_read_config_file(file) if file else {}) | typed
+    said = (_read_config_file(file) if file else {}) | typed
+    given |= _of_checkpoint(said.get("init_from")) | said
     of_run = {f.name for f in fields(DiffusionConfig)}
     run = DiffusionConfig(**{k: v for k, v in given.items() if k in of_run})
     return run, ModelConfig.from_dict({k: v for k, v in given.items() if k not in of_run})
@@ -156,13 +175,15 @@ def main_train() -> None:
     p.add_argument("--config", help="a JSON file with fields; what is typed wins over it")
     p.add_argument("--resume", action="store_true",
                    help="go on from the run's newest checkpoint")
+    p.add_argument("--labels", action="store_true",
+                   help="tell the network the classes of the data")
     _device_flag(p)
     _field_flags(p.add_argument_group("training"), DiffusionConfig)
     _field_flags(p.add_argument_group("network"), ModelConfig)
     typed = vars(p.parse_args())
-    own = {name: typed.pop(name) for name in ("preset", "config", "resume", "device")}
-    run, network = _training_configs(own["preset"], own["config"], typed)
-    path = train_diffusion(run, network, resume=own["resume"], device=own["device"])
+    how = {name: typed.pop(name) for name in ("resume", "device", "labels")}
+    run, network = _training_configs(typed.pop("preset"), typed.pop("config"), typed)
+    path = train_diffusion(run, network, **how)
     print(f"{path}\nnext: ddpm-sample {path.parent} --n 64 --out samples.png")
 
 # %% ../nbs/94_commands.ipynb #94a6e002
@@ -261,12 +282,13 @@ def _class_of(
     classes, names = denoiser.net.config.num_classes, denoiser.class_names
     if classes is None:
         raise ValueError(f"label: expected none typed, this network knows no classes; got {label}")
-    if label == "none": return classes
+    if label == "none" and denoiser.net.config.no_label: return classes
     plain = [name.lower() for name in names]
     if label.lower() in plain: return plain.index(label.lower())
     if label.isdigit() and int(label) < classes: return int(label)
     known = ", ".join(names) or f"0..{classes - 1}"
-    raise ValueError(f"label: expected one of {known}, or none; got {label!r}")
+    raise ValueError(f"label: expected one of {known}{', or none' * denoiser.net.config.no_label}; "
+                     f"got {label!r}")
 
 # %% ../nbs/94_commands.ipynb #94a8e003
 def _what_to_draw(
@@ -433,12 +455,20 @@ def main_export() -> None:
     p.add_argument("folder", help="where to: new or empty")
     p.add_argument("--variance", choices=list(VARIANCES), default="beta_tilde",
                    help="of the pipeline's sampler (beta_tilde)")
+    p.add_argument("--label", metavar="CLASS", help="a class, or none: a network of that alone, "
+                   "which the pipeline can run; left out: the network as it is")
     _device_flag(p, "cpu")
     a = p.parse_args()
     device = pick_device(a.device or "cpu")
-    folder = export_checkpoint(a.checkpoint, a.folder, a.variance, device)
-    print(f'{folder}\nnext: DDPMPipeline.from_pretrained("{folder}")'
-          f"(batch_size=16, num_inference_steps=50)")
+    known = load_denoiser(a.checkpoint)
+    label = None if a.label is None else _class_of(a.label, known)
+    folder = export_checkpoint(a.checkpoint, a.folder, a.variance, device, label)
+    print(folder)
+    if known.net.config.num_classes and label is None:
+        print("note: it knows classes, and DDPMPipeline asks for none: it fails there; its unet "
+              "takes them as class_labels, and --label makes a network of one")
+    else: print(f'next: DDPMPipeline.from_pretrained("{folder}")'
+                "(batch_size=16, num_inference_steps=50)")
 
 # %% ../nbs/94_commands.ipynb #64e64230
 @_command
@@ -450,11 +480,13 @@ def main_import() -> None:
     p.add_argument("folder", help="where to: new or empty")
     p.add_argument("--data",
                    help="what it was trained on, for ddpm-evaluate: cifar10, ...")
+    p.add_argument("--no-label-row", choices=["last"],
+                   help="the last of its classes stands for no label (else all are classes)")
     _device_flag(p, "cpu")
     a = p.parse_args()
     device = pick_device(a.device or "cpu")
     need_diffusers().utils.logging.disable_progress_bar()
-    path, how = import_pipeline(a.source, a.folder, a.data, device)
+    path, how = import_pipeline(a.source, a.folder, a.data, device, a.no_label_row)
     flags = [f"--{k} {how[k]}" for k in ("method", "spacing", "variance") if k in how]
     if not how["clip"]: flags.append("--no-clip")
     steps = min(50, load_denoiser(path).scheduler.num_timesteps)

@@ -12,6 +12,7 @@ __all__ = ['need_diffusers', 'unet_to_diffusers', 'unet_from_diffusers', 'schedu
 import inspect
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def _unet_fields(
         block_out_channels=[config.base_dim * m for m in config.dim_multiply],
         down_block_types=[f"{a}DownBlock2D" for a in attention],
         up_block_types=[f"{a}UpBlock2D" for a in reversed(attention)],
-        num_class_embeds=None if config.num_classes is None else config.num_classes + 1,
+        num_class_embeds=config.num_classes and config.num_classes + config.no_label,
         norm_num_groups=config.groups, **{k: getattr(config, k) for k in _SHARED})
 
 # %% ../nbs/14_interop.ipynb #5f12c637
@@ -152,16 +153,19 @@ def _their_fields(
 # %% ../nbs/14_interop.ipynb #ff0763f6
 def _config_from(
     theirs: dict,        # all fields of a `UNet2DModel`
+    no_label: bool,      # whether the last of its rows of classes stands for no label
 ) -> ModelConfig:        # or ValueError, of the config itself
     "The config that says what these fields say, as far as one can."
     widths, groups = theirs["block_out_channels"], theirs["norm_num_groups"]
     size, factor = theirs["sample_size"], 2 ** (len(widths) - 1)
+    rows = theirs["num_class_embeds"]
     config = ModelConfig(
         [n // factor for n in size] if isinstance(size, list) else size // factor,
         [w // widths[0] for w in widths],
         [i for i, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind],
         widths[0], theirs["in_channels"], norm_num_groups=groups,
         num_res_blocks=theirs["layers_per_block"],
+        num_classes=rows and rows - no_label, no_label=no_label or rows is None,
         **{k: theirs[k] for k in _SHARED})
     if groups == group_count(widths[0]): config.norm_num_groups = None
     return config
@@ -200,13 +204,14 @@ def _check_levels(
 
 # %% ../nbs/14_interop.ipynb #8746f0c4
 def _model_config(
-    given: dict,         # fields of a `UNet2DModel`; those left out have their defaults
-) -> ModelConfig:        # or ValueError, with every field that ours cannot express
+    given: dict,            # fields of a `UNet2DModel`; those left out have their defaults
+    no_label_row: str | None = None,   # as in `unet_from_diffusers`
+) -> ModelConfig:           # or ValueError, with every field that ours cannot express
     "Our config of their network."
     defaults, theirs = _their_fields(given)
     unfit = _check_levels(_one_word(theirs))
     try:
-        config = _config_from(theirs)
+        config = _config_from(theirs, no_label_row == "last")
         ours = defaults | _unet_fields(config)
     except ValueError as e:
         unfit += str(e).split(" | ")
@@ -220,10 +225,13 @@ def _model_config(
 # %% ../nbs/14_interop.ipynb #e8df0c13
 def unet_from_diffusers(
     unet,             # diffusers' UNet2DModel
+    no_label_row: str | None = None,   # "last": its last row of classes is for no label
 ) -> UNet:            # on the same device, of the same dtype
     "The same network here: `unet(x, t - 1).sample` is `model(x, t)`."
     unet = _network(unet, need_diffusers().UNet2DModel, "unet")
-    model = UNet(_model_config(dict(unet.config))).to(unet.dtype)
+    if no_label_row not in (None, "last"):
+        raise ValueError(f"no_label_row: expected None or 'last'; got {no_label_row!r}")
+    model = UNet(_model_config(dict(unet.config), no_label_row)).to(unet.dtype)
     model.load_state_dict(_to_our_weights(unet.state_dict(), model.state_dict()))
     return model.to(unet.device, memory_format=torch.channels_last).train(unet.training)
 
@@ -355,12 +363,13 @@ def to_diffusers(
 # %% ../nbs/14_interop.ipynb #c684dcae
 def from_diffusers(
     source,      # a pipeline, its folder, or its name on the hub
+    no_label_row: str | None = None,   # as in `unet_from_diffusers`
 ) -> tuple[Denoiser, dict]:   # and how it samples: keywords for `sample`
     "Their pipeline here: `sample(denoiser, n, steps=steps, **how)` draws its pictures."
     if isinstance(source, str | Path): source = _open_pipeline(source)
     parts, unfit = [], []
     for convert, part in ((scheduler_from_diffusers, "scheduler"),
-                          (unet_from_diffusers, "unet")):
+                          (partial(unet_from_diffusers, no_label_row=no_label_row), "unet")):
         try: parts.append(convert(getattr(source, part, None)))
         except ValueError as e: unfit.append(str(e))
     if unfit: raise ValueError(" | ".join(unfit))
@@ -391,10 +400,13 @@ def export_checkpoint(
     folder,                          # where to; new or empty
     variance: str = "beta_tilde",    # of the pipeline: or "beta"
     device: str = "cpu",             # where the weights are read and converted
+    label: int | None = None,        # as in `UNet.for_label`; None: the network as it is
 ) -> Path:                           # the folder
     "A checkpoint as a folder for `DDPMPipeline.from_pretrained`."
     folder = _empty_folder(folder)
-    parts = to_diffusers(load_denoiser(checkpoint, device), variance)
+    denoiser = load_denoiser(checkpoint, device)
+    if label is not None: denoiser.net = denoiser.net.for_label(label)
+    parts = to_diffusers(denoiser, variance)
     temporary = folder.with_name(f".tmp-{folder.name}")
     try:
         need_diffusers().DDPMPipeline(*parts).save_pretrained(temporary)
@@ -422,11 +434,12 @@ def import_pipeline(
     folder,                    # of the new run; new or empty
     data: str | None = None,   # what it was trained on, for ddpm-evaluate
     device: str = "cpu",       # where a pipeline that is read is converted
+    no_label_row: str | None = None,   # as in `unet_from_diffusers`
 ) -> tuple[Path, dict]:        # the checkpoint, and how its sampler was set
     "Their pipeline as a checkpoint of ours."
     folder = _empty_folder(folder)
     if isinstance(source, str | Path): source = _open_pipeline(source).to(device)
-    denoiser, how = from_diffusers(source)
+    denoiser, how = from_diffusers(source, no_label_row)
     new = not folder.exists()
     folder.mkdir(exist_ok=True)
     config = dict(model=denoiser.net.config.to_dict(),

@@ -219,8 +219,9 @@ def _as_labels(
     if each.dtype.is_floating_point or each.dtype == torch.bool: raise wrong("whole numbers")
     if each.ndim == 0: each = each.expand(n)
     if each.shape != (n,): raise wrong(f"one label, or {n} of them")
-    if classes and not 0 <= int(each.min()) <= int(each.max()) <= classes:
-        raise wrong(f"0..{classes - 1}, or {classes} for no label")
+    last = classes and classes - (not config.no_label)
+    if classes and not 0 <= int(each.min()) <= int(each.max()) <= last:
+        raise wrong(f"0..{classes - 1}" + f", or {classes} for no label" * config.no_label)
     return each.long()
 
 # %% ../nbs/07_sampling.ipynb #07a8e005

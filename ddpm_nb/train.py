@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ from ddpm_nb.runs import (
     TrainingStopped,
     checkpoints,
     find_checkpoint,
+    load_denoiser,
     open_run,
     read_checkpoint,
     trim_log,
@@ -72,6 +73,7 @@ class DiffusionConfig:
     schedule: str = "linear"         # one of SCHEDULES
     zero_terminal_snr: bool = False  # whether it is rescaled to end with no signal at all
     prediction: str = "noise"        # what the network answers with: one of PREDICTIONS
+    init_from: str | None = None     # a run or shipped name, whose weights it starts with
     min_snr_gamma: float | None = None   # of min-SNR weights; None: no weights
     warmup_steps: int = 0            # steps in which the learning rate rises from 0
     decay_start: int | None = None   # step at which the learning rate begins to fall
@@ -160,6 +162,25 @@ def scheduler(self: DiffusionConfig) -> NoiseScheduler:
     rescaled = dict(zero_terminal_snr=True) if self.zero_terminal_snr else {}
     return SCHEDULES[self.schedule](self.timesteps_diff, **rescaled)
 
+# %% ../nbs/11_training.ipynb #11a6e00f
+def _take_weights(
+    net: UNet,           # a new one, of the same shape but for its classes
+    prediction: str,     # what it shall answer with
+    source: str,         # as in `load_denoiser`
+) -> None:               # or ValueError
+    "Trained weights for a start; classes that they did not know begin as no label."
+    start = load_denoiser(source)
+    if start.prediction != prediction:
+        raise ValueError(f"init_from: expected a network that predicts {prediction}, as "
+                         f"`prediction` says; got {source}, which predicts {start.prediction}")
+    if start.net.config.num_classes not in (None, net.config.num_classes):
+        start.net = start.net.for_label()            # other classes: what it knows of all
+    was, now = (replace(n.config, num_classes=None, dropout=0.0).to_dict() for n in (start.net, net))
+    if differ := [f"{k} {was[k]!r} and not {now[k]!r}" for k in now if was[k] != now[k]]:
+        raise ValueError(f"init_from: expected a network of the run's config; got {source}: "
+                         f"{', '.join(differ)}")
+    net.load_state_dict(start.net.state_dict(), strict=False)
+
 # %% ../nbs/11_training.ipynb #11a6e00d
 @patch
 def new_denoiser(self: DiffusionConfig,
@@ -168,7 +189,9 @@ def new_denoiser(self: DiffusionConfig,
     "A new network, with the run's scheduler and prediction."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(self.seed)             # the same weights in every process
-        return Denoiser(UNet(model_config), self.scheduler(), self.prediction)
+        net = UNet(model_config)
+    if self.init_from: _take_weights(net, self.prediction, self.init_from)
+    return Denoiser(net, self.scheduler(), self.prediction)
 
 # %% ../nbs/11_training.ipynb #e2423294
 DIFFUSION_PRESETS = dict(
@@ -342,6 +365,7 @@ def _compiled(
 def _has_classes(
     net: torch.nn.Module,
     data: PictureData,
+    dropout: float,     # DiffusionConfig.label_dropout
 ) -> bool:              # whether the network is told what a picture shows
     "A network with classes needs data with as many."
     classes = getattr(getattr(net, "config", None), "num_classes", None)
@@ -351,6 +375,9 @@ def _has_classes(
     if classes != len(data.class_names):
         raise ValueError(f"num_classes: expected {len(data.class_names)}, the classes of "
                          f"{data.name}; got {classes}")
+    if dropout and not net.config.no_label:
+        raise ValueError("label_dropout: expected 0, this network has no row for no label; "
+                         f"got {dropout}")
     return True
 
 # %% ../nbs/11_training.ipynb #11a7c401
@@ -381,7 +408,7 @@ class Trainer:
         optimizer=None,                           # of the net's parameters; None: Adam
         loss=training_loss):                      # `loss(denoiser, x0, t, noise) -> (b,)`
         _check_same_noise(denoiser, config)
-        self.labelled = _has_classes(denoiser.net, data)
+        self.labelled = _has_classes(denoiser.net, data, config.label_dropout)
         self.config, self.data, self.loss = config, data, loss
         self.accelerator = a = accelerator or _open_accelerator()
         self.device = a.device if a.device_placement else denoiser.device
@@ -710,6 +737,17 @@ def fit(self: Trainer,
         if main: trim_log(folder / "log.jsonl", done)
         return self.loop(_Run(folder, config, stop, done, progress, callback))
 
+# %% ../nbs/11_training.ipynb #11a6e012
+def _told_classes(
+    m: ModelConfig,
+    data: PictureData,
+) -> ModelConfig:       # with as many classes as the data has, or ValueError
+    "The network for data whose classes it shall know."
+    if data.labels is None:
+        raise ValueError(f"labels: expected data with classes, such as folders of pictures, one a "
+                         f"class; {data.name} has none")
+    return replace(m, num_classes=len(data.class_names))
+
 # %% ../nbs/11_training.ipynb #11a6e00b
 def train_diffusion(
     diff_config: DiffusionConfig,
@@ -719,10 +757,13 @@ def train_diffusion(
     progress: bool = True,      # show a bar
     callback=None,              # `callback(line, trainer)` with each line of the log
     device: str | None = None,  # "cpu", "cuda", "mps"; left out: the best there is
+    labels: bool = False,       # the network is told the data's classes: their number too
 ) -> Path:                      # the last checkpoint
     "Trains a network (Algorithm 1), with everything that a long run needs."
     c, accelerator = diff_config, _open_accelerator(device)
     with accelerator.main_process_first():               # one process downloads, if any
         data = _open_data(c, model_config, data, accelerator.num_processes)
-    trainer = Trainer(c.new_denoiser(model_config), data, c, accelerator)
+    if labels: model_config = _told_classes(model_config, data)
+    start = replace(c, init_from=None) if resume else c      # its checkpoint has the weights
+    trainer = Trainer(start.new_denoiser(model_config), data, c, accelerator)
     return trainer.fit(resume, progress, callback)

@@ -246,3 +246,138 @@ def test_diffusers_says_the_same_of_a_class():
         theirs = unet(x, t - 1, class_labels=labels).sample
         torch.testing.assert_close(theirs, net(x, t, labels), rtol=1e-4, atol=1e-4)
         assert (unet(x, t - 1, class_labels=labels.flip(0)).sample - theirs).abs().max() > 1e-2
+
+
+def test_a_label_is_a_bias():
+    """for_label: the same answers from a network without a table, and the first one is left alone."""
+    net = awake(TEN)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 7, 900])
+    with torch.no_grad():
+        for label, said in {4: 4, 10: None, None: None}.items():
+            alone = net.for_label(label)
+            assert alone.config == PLAIN and not alone.training
+            labels = None if said is None else torch.full((3,), said)
+            torch.testing.assert_close(alone(x, t), net(x, t, labels), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    for label in (-1, 11, 1.0, True, "seven"):
+        with pytest.raises(ValueError, match="label: expected 0..9, or 10 for no label"):
+            net.for_label(label)
+    with pytest.raises(ValueError, match="knows no classes"):
+        awake(PLAIN).for_label()
+
+
+NINE = replace(TEN, num_classes=9, no_label=False)  # all rows are classes
+
+
+def test_a_network_without_a_row_for_no_label_refuses_none():
+    net = awake(NINE)
+    assert net.label_embedding.table.shape[0] == 9
+    with pytest.raises(ValueError, match="has no row for no label; got None"):
+        net(torch.zeros(1, 1, 8, 8), torch.tensor([1]))
+    with pytest.raises(ValueError, match="expected 0..8; got 9"):
+        sample(Denoiser(net, CosineNoiseScheduler(50)), 2, labels=9, steps=1)
+    with pytest.raises(ValueError, match="label: expected 0..8; got None"):
+        net.for_label()
+    with pytest.raises(ValueError, match="label_dropout: expected 0, .* got 0.1"):
+        trainer(replace(NINE, num_classes=10))
+
+
+@pytest.mark.parametrize("row, classes", [(None, 11), ("last", 10)])
+def test_classes_come_in_with_their_rows(row, classes, tmp_path):
+    pytest.importorskip("diffusers")
+    from ddpm_nb.interop import to_diffusers, unet_from_diffusers, unet_to_diffusers
+
+    net = awake(TEN)
+    unet = unet_to_diffusers(net)
+    back = unet_from_diffusers(unet, no_label_row=row)
+    assert back.config == replace(TEN, num_classes=classes, no_label=row == "last")
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in back.state_dict().items())
+    assert unet_to_diffusers(back).config.num_class_embeds == 11
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 700]), torch.tensor([3, 10])
+    with torch.no_grad():
+        net.to(memory_format=torch.channels_last)  # as it came in
+        assert torch.equal(back(x, t, labels), net(x, t, labels))
+    with pytest.raises(ValueError, match="no_label_row: expected None or 'last'; got 'first'"):
+        unet_from_diffusers(unet, no_label_row="first")
+    theirs, _ = to_diffusers(Denoiser(net, CosineNoiseScheduler(50), "v"))
+    assert theirs.config.num_class_embeds == 11
+
+
+# ---- a run that starts where another ended
+
+
+@pytest.fixture
+def ended(tmp_path):
+    "A short run without labels."
+    c = DiffusionConfig(
+        batch_size=16, max_steps=3, save_every=3, schedule="cosine", prediction="v",
+        learning_rate=1e-2, ema_decay=0.5, precision="float32", out_dir=str(tmp_path / "ended"),
+    )  # fmt: skip
+    train_diffusion(c, PLAIN, progress=False, device="cpu")
+    return c
+
+
+def test_new_labels_draw_the_old_pictures_until_they_are_trained(ended, tmp_path):
+    """Bit for bit at step 0; the averaged weights; trained, the rows differ; resumed without the source."""
+    c = replace(ended, init_from=ended.out_dir, out_dir=str(tmp_path / "labelled"))
+    new, old = c.new_denoiser(TEN), load_denoiser(ended.out_dir)
+    new.net.to(memory_format=torch.channels_last)  # as what is loaded
+    assert torch.equal(new.net.stem.weight, old.net.stem.weight)
+    how = dict(steps=3, method="ddim", spacing="uniform")
+    assert torch.equal(sample(new, 2, labels=[0, 9], **how), sample(old, 2, **how))
+    assert old.net.head.weight.any()
+    train_diffusion(replace(c, max_steps=2), PLAIN, progress=False, labels=True, device="cpu")
+    (tmp_path / "ended").rename(tmp_path / "gone")
+    done = train_diffusion(c, TEN, resume=True, progress=False, device="cpu")
+    assert load_denoiser(done).net.label_embedding.table.any()
+    again = replace(c, init_from=c.out_dir, out_dir=str(tmp_path / "fewer"))
+    few = again.new_denoiser(replace(TEN, num_classes=3))  # other classes: what it knows of all
+    torch.testing.assert_close(
+        sample(few, 2, labels=[0, 2], **how), sample(load_denoiser(done), 2, **how)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, network, said",
+    [
+        (dict(prediction="x0"), TEN, "init_from: expected a network that predicts x0"),
+        ({}, replace(TEN, base_dim=8), "base_dim 16 and not 8"),
+        (dict(init_from="nowhere"), TEN, "there is no folder nowhere"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(ended, changes, network, said):
+    c = replace(ended, **{"init_from": ended.out_dir} | changes)
+    with pytest.raises(ValueError, match=said):
+        c.new_denoiser(network)
+
+
+def test_data_without_classes_cannot_tell_them(tmp_path):
+    c = DiffusionConfig(batch_size=4, max_steps=1, out_dir=str(tmp_path / "run"))
+    pictures = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="labels: expected data with classes"):
+        train_diffusion(c, PLAIN, data=pictures, labels=True, progress=False, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_from_a_start_to_one_class_in_diffusers(ended, tmp_path, run):
+    pytest.importorskip("diffusers")
+    told = tmp_path / "told"
+    run(
+        "ddpm-train", "--init-from", ended.out_dir, "--labels", "--batch-size", "16",
+        "--max-steps", "2", "--out-dir", told, "--device", "cpu",
+    )  # fmt: skip
+    c = load_denoiser(told).net.config
+    assert c == TEN and load_denoiser(told).prediction == "v"
+    said = run("ddpm-export", told, tmp_path / "all").stdout
+    assert "--label makes a network of one" in said
+    said = run("ddpm-export", told, tmp_path / "seven", "--label", "7").stdout
+    assert "next: DDPMPipeline" in said
+    run("ddpm-import", tmp_path / "all", tmp_path / "back", "--no-label-row", "last")
+    run("ddpm-import", tmp_path / "seven", tmp_path / "back7")
+    a, b, c = (
+        sample(load_denoiser(tmp_path / name), 2, labels=labels, steps=3)
+        for name, labels in (("back", 7), ("told", 7), ("back7", None))
+    )
+    assert torch.equal(a, b)
+    torch.testing.assert_close(c, b, rtol=0, atol=1e-4)
