@@ -155,10 +155,11 @@ def _training_configs(
     typed: dict,          # field -> value
 ) -> tuple[DiffusionConfig, ModelConfig]:
     "Both configs: preset < the checkpoint of init_from < file < what was typed."
-    if preset not in DIFFUSION_PRESETS and (preset or not file and "init_from" not in typed):
+    other = file or "init_from" in typed
+    if preset not in DIFFUSION_PRESETS and (preset or not other):
         names = ", ".join(DIFFUSION_PRESETS)
-        raise ValueError(f"preset: expected one of {names}, or --config FILE, or --init-from RUN; "
-                         f"got {preset}")
+        raise ValueError(f"preset: expected one of {names}, or --config FILE, or "
+                         f"--init-from RUN; got {preset}")
     given = {**DIFFUSION_PRESETS.get(preset, {}), **PRESETS.get(preset, {})}
     said = (_read_config_file(file) if file else {}) | typed
     given |= _of_checkpoint(said.get("init_from")) | said
@@ -455,8 +456,9 @@ def main_export() -> None:
     p.add_argument("folder", help="where to: new or empty")
     p.add_argument("--variance", choices=list(VARIANCES), default="beta_tilde",
                    help="of the pipeline's sampler (beta_tilde)")
-    p.add_argument("--label", metavar="CLASS", help="a class, or none: a network of that alone, "
-                   "which the pipeline can run; left out: the network as it is")
+    p.add_argument("--label", metavar="CLASS",
+                   help="a class, or none: a network of that alone, which the pipeline can "
+                        "run; left out: the network as it is")
     _device_flag(p, "cpu")
     a = p.parse_args()
     device = pick_device(a.device or "cpu")
@@ -465,8 +467,8 @@ def main_export() -> None:
     folder = export_checkpoint(a.checkpoint, a.folder, a.variance, device, label)
     print(folder)
     if known.net.config.num_classes and label is None:
-        print("note: it knows classes, and DDPMPipeline asks for none: it fails there; its unet "
-              "takes them as class_labels, and --label makes a network of one")
+        print("note: it knows classes, and DDPMPipeline asks for none: it fails there; its "
+              "unet takes them as class_labels, and --label makes a network of one")
     else: print(f'next: DDPMPipeline.from_pretrained("{folder}")'
                 "(batch_size=16, num_inference_steps=50)")
 
@@ -481,7 +483,7 @@ def main_import() -> None:
     p.add_argument("--data",
                    help="what it was trained on, for ddpm-evaluate: cifar10, ...")
     p.add_argument("--no-label-row", choices=["last"],
-                   help="the last of its classes stands for no label (else all are classes)")
+                   help="its last class stands for no label (else all are classes)")
     _device_flag(p, "cpu")
     a = p.parse_args()
     device = pick_device(a.device or "cpu")

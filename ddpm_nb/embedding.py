@@ -97,5 +97,5 @@ class LabelEmbedding(nn.Module):
         "The rows of these labels."
         if labels is not None: return F.embedding(labels, self.table)
         if self.no_label: return self.table[-1]
-        raise ValueError("labels: expected a class for each picture, this network has no row for "
-                         "no label; got None")
+        raise ValueError("labels: expected a class for each picture, "
+                         "this network has no row for no label; got None")

@@ -204,9 +204,9 @@ def _check_levels(
 
 # %% ../nbs/14_interop.ipynb #8746f0c4
 def _model_config(
-    given: dict,            # fields of a `UNet2DModel`; those left out have their defaults
+    given: dict,         # fields of a `UNet2DModel`; those left out have their defaults
     no_label_row: str | None = None,   # as in `unet_from_diffusers`
-) -> ModelConfig:           # or ValueError, with every field that ours cannot express
+) -> ModelConfig:        # or ValueError, with every field that ours cannot express
     "Our config of their network."
     defaults, theirs = _their_fields(given)
     unfit = _check_levels(_one_word(theirs))
@@ -368,8 +368,8 @@ def from_diffusers(
     "Their pipeline here: `sample(denoiser, n, steps=steps, **how)` draws its pictures."
     if isinstance(source, str | Path): source = _open_pipeline(source)
     parts, unfit = [], []
-    for convert, part in ((scheduler_from_diffusers, "scheduler"),
-                          (partial(unet_from_diffusers, no_label_row=no_label_row), "unet")):
+    network = partial(unet_from_diffusers, no_label_row=no_label_row)
+    for convert, part in ((scheduler_from_diffusers, "scheduler"), (network, "unet")):
         try: parts.append(convert(getattr(source, part, None)))
         except ValueError as e: unfit.append(str(e))
     if unfit: raise ValueError(" | ".join(unfit))

@@ -175,7 +175,8 @@ def _take_weights(
                          f"`prediction` says; got {source}, which predicts {start.prediction}")
     if start.net.config.num_classes not in (None, net.config.num_classes):
         start.net = start.net.for_label()            # other classes: what it knows of all
-    was, now = (replace(n.config, num_classes=None, dropout=0.0).to_dict() for n in (start.net, net))
+    was, now = (replace(c, num_classes=None, dropout=0.0).to_dict()
+                for c in (start.net.config, net.config))
     if differ := [f"{k} {was[k]!r} and not {now[k]!r}" for k in now if was[k] != now[k]]:
         raise ValueError(f"init_from: expected a network of the run's config; got {source}: "
                          f"{', '.join(differ)}")
@@ -703,6 +704,17 @@ def _open_data(
     check_model_range(to_model_range(some, data.num_levels), "data")
     return data
 
+# %% ../nbs/11_training.ipynb #11a6e012
+def _told_classes(
+    m: ModelConfig,
+    data: PictureData,
+) -> ModelConfig:       # with as many classes as the data has, or ValueError
+    "The network for data whose classes it shall know."
+    if data.labels is None:
+        raise ValueError(f"labels: expected data with classes, such as folders of pictures, one a "
+                         f"class; {data.name} has none")
+    return replace(m, num_classes=len(data.class_names))
+
 # %% ../nbs/11_training.ipynb #e9e0ac93
 def _folder_of(c: DiffusionConfig) -> Path:   # the run's folder
     "Where a run is written: where it says, or runs/<name of the data set>."
@@ -737,17 +749,6 @@ def fit(self: Trainer,
         if main: trim_log(folder / "log.jsonl", done)
         return self.loop(_Run(folder, config, stop, done, progress, callback))
 
-# %% ../nbs/11_training.ipynb #11a6e012
-def _told_classes(
-    m: ModelConfig,
-    data: PictureData,
-) -> ModelConfig:       # with as many classes as the data has, or ValueError
-    "The network for data whose classes it shall know."
-    if data.labels is None:
-        raise ValueError(f"labels: expected data with classes, such as folders of pictures, one a "
-                         f"class; {data.name} has none")
-    return replace(m, num_classes=len(data.class_names))
-
 # %% ../nbs/11_training.ipynb #11a6e00b
 def train_diffusion(
     diff_config: DiffusionConfig,
@@ -764,6 +765,6 @@ def train_diffusion(
     with accelerator.main_process_first():               # one process downloads, if any
         data = _open_data(c, model_config, data, accelerator.num_processes)
     if labels: model_config = _told_classes(model_config, data)
-    start = replace(c, init_from=None) if resume else c      # its checkpoint has the weights
+    start = replace(c, init_from=None) if resume else c   # its checkpoint has the weights
     trainer = Trainer(start.new_denoiser(model_config), data, c, accelerator)
     return trainer.fit(resume, progress, callback)
