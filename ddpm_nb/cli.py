@@ -457,8 +457,8 @@ def main_export() -> None:
     p.add_argument("--variance", choices=list(VARIANCES), default="beta_tilde",
                    help="of the pipeline's sampler (beta_tilde)")
     p.add_argument("--label", metavar="CLASS",
-                   help="a class, or none: a network of that alone, which the pipeline can "
-                        "run; left out: the network as it is")
+                   help="a class, or none: a network of that alone, which the pipeline "
+                        "can run; left out: the network as it is")
     _device_flag(p, "cpu")
     a = p.parse_args()
     device = pick_device(a.device or "cpu")
@@ -467,8 +467,8 @@ def main_export() -> None:
     folder = export_checkpoint(a.checkpoint, a.folder, a.variance, device, label)
     print(folder)
     if known.net.config.num_classes and label is None:
-        print("note: it knows classes, and DDPMPipeline asks for none: it fails there; its "
-              "unet takes them as class_labels, and --label makes a network of one")
+        print("note: it knows classes, and DDPMPipeline asks for none: it fails there; "
+              "its unet takes them as class_labels, and --label makes a network of one")
     else: print(f'next: DDPMPipeline.from_pretrained("{folder}")'
                 "(batch_size=16, num_inference_steps=50)")
 
