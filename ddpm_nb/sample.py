@@ -6,7 +6,7 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['SPACINGS', 'SAMPLERS', 'timestep_walk', 'reverse_walk', 'ancestral_step', 'ancestral_sample', 'ddim_step',
-           'ddim_sample', 'sample']
+           'ddim_sample', 'in_batches', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #2e58a90b
 import inspect
@@ -224,33 +224,24 @@ def _as_labels(
         raise wrong(f"0..{classes - 1}" + f", or {classes} for no label" * config.no_label)
     return each.long()
 
-# %% ../nbs/07_sampling.ipynb #07a8e005
-def _in_batches(
-    denoiser, labels, n: int, batch_size: int, seed: int,   # as in `sample`
-):                      # -> (first, streams, labels) of each batch
-    "Which pictures are drawn together: their streams of random numbers, and what they show."
-    labels = _as_labels(denoiser, labels, n)
-    for first in range(0, n, batch_size):
-        mine = slice(first, min(first + batch_size, n))
-        streams = [stream(seed, i) for i in range(n)[mine]]
-        yield first, streams, None if labels is None else labels[mine]
-
 # %% ../nbs/07_sampling.ipynb #26a7dfc7
-def _sample_batch(
-    denoiser, scheduler: NoiseScheduler,
-    streams: list,        # of random numbers, one a picture
-    labels,               # `(b,)` int64, what to draw; None: anything
-    shape: tuple,         # `(c, h, w)`
-    walk: list[int], method: str, precision: str,
-    **kwargs,             # the sampler's own
-) -> Tensor:              # `(b, c, h, w)` float32 in [-1, 1], on the CPU
-    "Pictures, each from a stream of its own."
+def in_batches(
+    draw,                 # `draw(ask, noise, rows) -> (b, c, h, w)`, of a slice of pictures
+    denoiser, n: int, shape: tuple,                        # as in `sample`
+    draws: int,           # how often it calls `noise()`, at most
+    labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
+) -> Tensor:              # `(n, c, h, w)` float32, on the CPU
+    "Pictures in batches that fit in memory, each from a stream of its own."
+    labels, out = _as_labels(denoiser, labels, n), []
     device = getattr(denoiser, "device", torch.device("cpu"))
-    with (_NoiseAhead(streams, shape, device, len(walk)) as noise, eval_mode(denoiser),
-          autocast(device, precision)):
-        ask = denoiser if labels is None else partial(denoiser, labels=labels.to(device))
-        x0 = SAMPLERS[method](ask, scheduler, noise(), walk, noise, **kwargs)
-    return x0.float().clamp(-1, 1).cpu()
+    for first in range(0, n, batch_size):
+        rows = slice(first, min(first + batch_size, n))
+        streams = [stream(seed, i) for i in range(n)[rows]]
+        ask = denoiser if labels is None else partial(denoiser, labels=labels[rows].to(device))
+        with (_NoiseAhead(streams, shape, device, draws) as noise, eval_mode(denoiser),
+              autocast(device, precision)):
+            out.append(draw(ask, noise, rows).float().cpu())
+    return torch.cat(out)
 
 # %% ../nbs/07_sampling.ipynb #2399a406
 def sample(
@@ -271,10 +262,10 @@ def sample(
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise, in batches that fit in memory."
     scheduler, shape = _check_sample(denoiser, scheduler, shape, method, own)
-    walk, out = _default_walk(scheduler, steps, spacing), []
+    walk = _default_walk(scheduler, steps, spacing)
     with _bar(n, batch_size, len(walk) - 1, progress) as bar:
-        for first, streams, shown in _in_batches(denoiser, labels, n, batch_size, seed):
-            own["callback"] = partial(_after_step, bar, callback, first)
-            which = streams, shown, shape, walk, method, precision
-            out.append(_sample_batch(denoiser, scheduler, *which, **own))
-    return torch.cat(out)
+        def draw(ask, noise, rows):
+            own["callback"] = partial(_after_step, bar, callback, rows.start)
+            return SAMPLERS[method](ask, scheduler, noise(), walk, noise, **own)
+        how = dict(labels=labels, seed=seed, batch_size=batch_size, precision=precision)
+        return in_batches(draw, denoiser, n, shape, len(walk), **how).clamp(-1, 1)
