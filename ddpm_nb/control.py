@@ -19,6 +19,21 @@ from .objective import noise_from_x0
 from .sample import SAMPLERS, ancestral_step, in_batches, timestep_walk
 from .scheduler import NoiseScheduler
 
+# %% ../nbs/09_control.ipynb #09c1000e
+def _check_guidance(
+    guidance,    # w
+    interval,    # (low, high), or None
+) -> None:       # or ValueError
+    "A number, and where it counts."
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+    if not number(guidance) or not math.isfinite(guidance):
+        raise ValueError(f"guidance: expected a number; got {guidance!r}")
+    if interval is None: return
+    pair = isinstance(interval, tuple | list) and len(interval) == 2
+    if not pair or not all(map(number, interval)) or not 0 <= interval[0] <= interval[1]:
+        raise ValueError("interval: expected (low, high), two steps with 0 <= low <= high; "
+                         f"got {interval!r}")
+
 # %% ../nbs/09_control.ipynb #09c1000b
 class _Guided(nn.Module):
     "A denoiser that goes past another one's guess."
@@ -26,7 +41,7 @@ class _Guided(nn.Module):
         denoiser,              # `denoiser(xt, t, labels)`: where to
         guidance: float,       # w
         interval=None,         # (low, high): steps t in which w counts
-        worse=None,            # `worse(xt, t, labels)`: away from what; None: from no label
+        worse=None,            # `worse(xt, t, labels)`: away from it; None: from no label
         no_label=None):        # the label that says nothing
         super().__init__()
         self.denoiser, self.worse, self.no_label = denoiser, worse, no_label
@@ -36,7 +51,7 @@ class _Guided(nn.Module):
         try: return super().__getattr__(name)
         except AttributeError: return getattr(super().__getattr__("denoiser"), name)
 
-    def weight(self, t, xt: Tensor):   # a number; for a tensor t a tensor, for each picture
+    def weight(self, t, xt: Tensor):   # a number; a tensor for a tensor t
         "w, and 1 outside of the interval."
         low, high = self.interval
         if not torch.is_tensor(t): return self.guidance if low <= t <= high else 1
@@ -59,8 +74,7 @@ def _both(self: _Guided,
     if self.worse is not None:
         return self.denoiser(xt, t, labels), self.worse(xt, t, labels)
     if labels is None:
-        raise ValueError("labels: expected a class for each picture, guidance leads to them; "
-                         "got None")
+        raise ValueError("labels: expected a class for each picture; got None")
     none = torch.full_like(labels, self.no_label)
     twice = torch.cat([t, t]) if torch.is_tensor(t) else t
     return self.denoiser(torch.cat([xt, xt]), twice, torch.cat([labels, none])).chunk(2)
@@ -69,7 +83,7 @@ def _both(self: _Guided,
 def guided(
     denoiser,                   # a Denoiser with classes
     guidance: float,            # w: 1 draws the class, more draws it more plainly
-    interval=None,              # (low, high): the steps t in which w counts; left out: all
+    interval=None,              # (low, high): the steps t in which w counts; None: all
     no_label: int | None = None,   # of a function: the label that says nothing
 ):                              # a denoiser, to be asked with labels
     "Classifier-free guidance (Ho and Salimans 2022)."
@@ -77,26 +91,11 @@ def guided(
     if config is not None:
         no_label = config.num_classes
         if no_label is None or not config.no_label:
-            raise ValueError("denoiser: expected a network that was trained with labels, and now "
-                             "and then without; got one that knows "
-                             + ("no classes" if no_label is None else "no pictures without label"))
+            knows = "no classes" if no_label is None else "all pictures by their labels"
+            raise ValueError("denoiser: expected a network trained with labels and, now and "
+                             f"then, without; got one that knows {knows}")
     _check_guidance(guidance, interval)
     return _Guided(denoiser, guidance, interval, no_label=no_label)
-
-# %% ../nbs/09_control.ipynb #09c1000e
-def _check_guidance(
-    guidance,    # w
-    interval,    # (low, high), or None
-) -> None:       # or ValueError
-    "A number, and where it counts."
-    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
-    if not number(guidance) or not math.isfinite(guidance):
-        raise ValueError(f"guidance: expected a number; got {guidance!r}")
-    if interval is None: return
-    pair = isinstance(interval, tuple | list) and len(interval) == 2
-    if not pair or not all(map(number, interval)) or not 0 <= interval[0] <= interval[1]:
-        raise ValueError("interval: expected (low, high), two steps with 0 <= low <= high; "
-                         f"got {interval!r}")
 
 # %% ../nbs/09_control.ipynb #09c20002
 def autoguided(
@@ -109,7 +108,8 @@ def autoguided(
     _check_guidance(guidance, interval)
     mine, other = (getattr(d, "scheduler", None) for d in (denoiser, worse))
     if mine is not None and other is not None and not torch.equal(mine.beta, other.beta):
-        raise ValueError(f"worse: expected a denoiser for the same noise, {mine}; got {other}")
+        raise ValueError(f"worse: expected a denoiser for the same noise, {mine}; "
+                         f"got {other}")
     return _Guided(denoiser, guidance, interval, worse)
 
 # %% ../nbs/09_control.ipynb #09c20006
@@ -149,30 +149,6 @@ def _repaint(
         given = abar[s] ** 0.5 * known + (1 - abar[s]) ** 0.5 * noise(xt)
         xt = mask * given + (1 - mask) * drawn
     return xt
-
-# %% ../nbs/09_control.ipynb #09c2000f
-def inpaint(
-    denoiser,                     # a Denoiser, or a guided one
-    known: Tensor,                # `(n, c, h, w)` pictures in [-1, 1]
-    mask: Tensor,                 # `(h, w)`, or of known's shape: 1 is kept, 0 is drawn
-    steps: int = 50,              # of the walk, each of which is taken `jumps` times
-    spacing: str = "uniform",     # one of SPACINGS
-    jumps: int = 10,              # how often each stretch is walked; 1: no jumps
-    jump_length: int = 1,         # of a stretch, in steps of the walk
-    variance="beta_tilde",        # as in `ancestral_step`
-    clip: bool = True,            # clip each guess of x0 to [-1, 1]
-    **how,                        # labels, seed, batch_size, precision: as in `sample`
-) -> Tensor:                      # `(n, c, h, w)` float32 in [-1, 1], on the CPU
-    "Pictures with what is known, and the rest drawn to fit (Lugmayr et al. 2022)."
-    s, known = _ready(denoiser, known, "known")
-    mask = _as_mask(mask, known)
-    way = _with_jumps(timestep_walk(s, steps, spacing), *_check_jumps(jumps, jump_length))
-    def draw(ask, noise, rows):
-        x = noise()
-        here = known[rows].to(x), mask[rows].to(x)
-        return _repaint(ask, s, x, way, noise, *here, variance, clip)
-    n, *shape = known.shape
-    return in_batches(draw, denoiser, n, shape, 2 * len(way), **how).clamp(-1, 1)
 
 # %% ../nbs/09_control.ipynb #09c20010
 def _ready(
@@ -226,6 +202,30 @@ def _check_jumps(
             raise ValueError(f"{name}: expected a whole number of at least 1; got {v!r}")
     return values
 
+# %% ../nbs/09_control.ipynb #09c2000f
+def inpaint(
+    denoiser,                     # a Denoiser, or a guided one
+    known: Tensor,                # `(n, c, h, w)` pictures in [-1, 1]
+    mask: Tensor,                 # `(h, w)`, or of known's shape: 1 is kept, 0 is drawn
+    steps: int = 50,              # of the walk, each of which is taken `jumps` times
+    spacing: str = "uniform",     # one of SPACINGS
+    jumps: int = 10,              # how often each stretch is walked; 1: no jumps
+    jump_length: int = 1,         # of a stretch, in steps of the walk
+    variance="beta_tilde",        # as in `ancestral_step`
+    clip: bool = True,            # clip each guess of x0 to [-1, 1]
+    **how,                        # labels, seed, batch_size, precision: as in `sample`
+) -> Tensor:                      # `(n, c, h, w)` float32 in [-1, 1], on the CPU
+    "Pictures with what is known, and the rest drawn to fit (Lugmayr et al. 2022)."
+    s, known = _ready(denoiser, known, "known")
+    mask = _as_mask(mask, known)
+    way = _with_jumps(timestep_walk(s, steps, spacing), *_check_jumps(jumps, jump_length))
+    def draw(ask, noise, rows):
+        x = noise()
+        here = known[rows].to(x), mask[rows].to(x)
+        return _repaint(ask, s, x, way, noise, *here, variance, clip)
+    n, *shape = known.shape
+    return in_batches(draw, denoiser, n, shape, 2 * len(way), **how).clamp(-1, 1)
+
 # %% ../nbs/09_control.ipynb #09c30002
 @torch.no_grad()
 def _walk_up(
@@ -247,7 +247,7 @@ def encode(
     steps: int = 50,
     spacing: str = "uniform",    # one of SPACINGS
     **how,                       # labels, batch_size, precision: as in `sample`
-) -> Tensor:                     # `(n, c, h, w)` float32, on the CPU: near standard normal
+) -> Tensor:                     # `(n, c, h, w)` float32, on the CPU: nearly normal
     "The noise from which `decode` draws these pictures."
     s, pictures = _ready(denoiser, pictures, "pictures")
     walk, (n, *shape) = timestep_walk(s, steps, spacing), pictures.shape
@@ -262,7 +262,7 @@ def decode(
     noise: Tensor,               # `(n, c, h, w)` what `encode` gave, or standard normal
     steps: int = 50,
     spacing: str = "uniform",    # one of SPACINGS
-    method: str = "ddim",        # one of SAMPLERS; with fresh noise it is no way back
+    method: str = "dpm++",       # one of SAMPLERS; with fresh noise it is no way back
     clip: bool = True,           # clip each guess of x0 to [-1, 1]
     **how,                       # labels, seed, batch_size, precision: as in `sample`
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
@@ -310,7 +310,7 @@ def interpolate(
 def start_from(
     denoiser,                    # a Denoiser, or a guided one
     pictures: Tensor,            # `(n, c, h, w)` in [-1, 1]
-    strength: float = 0.6,       # in (0, 1]: the share of the T steps that it is noised by
+    strength: float = 0.6,       # in (0, 1]: how far up, as a share of T
     steps: int | None = None,    # of the walk from there; left out: 20, or what there are
     method: str = "sde-dpm++",   # one of SAMPLERS
     spacing: str = "karras",     # one of SPACINGS
@@ -320,7 +320,8 @@ def start_from(
     "Pictures like these (SDEdit, Meng et al. 2021)."
     s, pictures = _ready(denoiser, pictures, "pictures")
     if not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise ValueError(f"strength: expected a number above 0 and up to 1; got {strength!r}")
+        raise ValueError("strength: expected a number above 0 and up to 1; "
+                         f"got {strength!r}")
     t, (n, *shape) = max(1, round(strength * s.num_timesteps)), pictures.shape
     walk = timestep_walk(s, min(20, t) if steps is None else steps, spacing, t)
     def draw(ask, noise, rows):

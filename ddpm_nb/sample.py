@@ -226,7 +226,7 @@ def _as_labels(
 
 # %% ../nbs/07_sampling.ipynb #26a7dfc7
 def in_batches(
-    draw,                 # `draw(ask, noise, rows) -> (b, c, h, w)`, of a slice of pictures
+    draw,                 # `draw(ask, noise, rows) -> (b, c, h, w)`; rows: a slice
     denoiser, n: int, shape: tuple,                        # as in `sample`
     draws: int,           # how often it calls `noise()`, at most
     labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
@@ -237,7 +237,8 @@ def in_batches(
     for first in range(0, n, batch_size):
         rows = slice(first, min(first + batch_size, n))
         streams = [stream(seed, i) for i in range(n)[rows]]
-        ask = denoiser if labels is None else partial(denoiser, labels=labels[rows].to(device))
+        ask = denoiser
+        if labels is not None: ask = partial(denoiser, labels=labels[rows].to(device))
         with (_NoiseAhead(streams, shape, device, draws) as noise, eval_mode(denoiser),
               autocast(device, precision)):
             out.append(draw(ask, noise, rows).float().cpu())
