@@ -92,8 +92,8 @@ def guided(
         no_label = config.num_classes
         if no_label is None or not config.no_label:
             knows = "no classes" if no_label is None else "all pictures by their labels"
-            raise ValueError("denoiser: expected a network trained with labels and, now and "
-                             f"then, without; got one that knows {knows}")
+            raise ValueError("denoiser: expected a network trained with labels, and now "
+                             f"and then without; got one that knows {knows}")
     _check_guidance(guidance, interval)
     return _Guided(denoiser, guidance, interval, no_label=no_label)
 
@@ -256,6 +256,14 @@ def encode(
         return _walk_up(ask, s, here, walk)
     return in_batches(draw, denoiser, n, shape, 1, **how)
 
+# %% ../nbs/09_control.ipynb #09c30097
+def _sampler(
+    method: str,   # its name
+):                 # or ValueError
+    "A sampler by name."
+    if method in SAMPLERS: return SAMPLERS[method]
+    raise ValueError(f"method: expected one of {', '.join(SAMPLERS)}; got {method!r}")
+
 # %% ../nbs/09_control.ipynb #09c30007
 def decode(
     denoiser,                    # a Denoiser, or a guided one
@@ -268,10 +276,10 @@ def decode(
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise that is given."
     s, walk = denoiser.scheduler, timestep_walk(denoiser.scheduler, steps, spacing)
-    n, *shape = noise.shape
+    sampler, (n, *shape) = _sampler(method), noise.shape
     def draw(ask, fresh, rows):
         x = noise[rows].to(getattr(denoiser, "device", "cpu")).float()
-        return SAMPLERS[method](ask, s, x, walk, fresh, clip=clip)
+        return sampler(ask, s, x, walk, fresh, clip=clip)
     return in_batches(draw, denoiser, n, shape, len(walk), **how).clamp(-1, 1)
 
 # %% ../nbs/09_control.ipynb #09c3000a
@@ -324,8 +332,9 @@ def start_from(
                          f"got {strength!r}")
     t, (n, *shape) = max(1, round(strength * s.num_timesteps)), pictures.shape
     walk = timestep_walk(s, min(20, t) if steps is None else steps, spacing, t)
+    sampler = _sampler(method)
     def draw(ask, noise, rows):
         x = noise()
         x = s.add_noise(pictures[rows].to(x), x, t)
-        return SAMPLERS[method](ask, s, x, walk, noise, clip=clip)
+        return sampler(ask, s, x, walk, noise, clip=clip)
     return in_batches(draw, denoiser, n, shape, len(walk) + 1, **how).clamp(-1, 1)
