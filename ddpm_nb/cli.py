@@ -22,7 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from .control import guided, inpaint, interpolate, start_from
+from .data import load_picture
 from .datasets import DATASETS
 from .device import PRECISIONS, pick_device
 from .diagnose import diagnose
@@ -199,6 +202,18 @@ def _walk_flags(
     add("--variance", choices=[*VARIANCES, "optimal"],
         help="ancestral's (beta_tilde); optimal needs ddpm-evaluate's table")
 
+# %% ../nbs/94_commands.ipynb #94b00001
+def _picture_flags(parser) -> None:
+    "What starts from pictures: one of three ways."
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--inpaint", metavar="PICTURE", help="fill a hole of this picture; needs --mask")
+    one("--interpolate", nargs=2, metavar="PICTURE", help="go from one picture to another")
+    one("--start-from", metavar="PICTURE", help="draw pictures like this one")
+    add = parser.add_argument
+    add("--mask", metavar="PICTURE", help="white where --inpaint keeps, black where it draws")
+    add("--jumps", type=int, help="how often --inpaint takes each step (10)")
+    add("--strength", type=float, help="of --start-from: how much changes, up to 1 (0.6)")
+
 # %% ../nbs/94_commands.ipynb #5b06e14d
 def _sample_flags() -> argparse.Namespace:   # what was typed
     "The flags of ddpm-sample."
@@ -207,6 +222,8 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     p.add_argument("--n", type=int, help="how many pictures (64; of several classes 8 each)")
     p.add_argument("--label", nargs="+", metavar="CLASS",
                    help="names or numbers of classes, or none; left out: a row of each class")
+    p.add_argument("--guidance", type=float, help="how strongly the label counts (1)")
+    _picture_flags(p)
     _walk_flags(p, method="sde-dpm++", steps=None, spacing="karras")
     p.add_argument("--eta", type=float, help="ddim's noise, 0 to 1 (0)")
     p.add_argument("--no-clip", dest="clip", action="store_false", help="leave x0 as guessed")
@@ -307,6 +324,50 @@ def _what_to_draw(
     labels = [wanted[i // columns] for i in range(n)]
     return n, labels, columns if len(wanted) > 1 else None
 
+# %% ../nbs/94_commands.ipynb #94b00003
+_WAYS = dict(inpaint=("mask", "jumps", "variance"), interpolate=(), start_from=("strength", "eta"))
+
+
+def _way(
+    a: argparse.Namespace,   # what was typed
+) -> str | None:             # one of _WAYS; or ValueError
+    "Whether pictures are the start, and how."
+    way = next((w for w in _WAYS if getattr(a, w)), None)
+    plain = way is None
+    for name in ("mask", "jumps", "strength"):
+        if getattr(a, name) is not None and (plain or name not in _WAYS[way]):
+            owner = next(w for w in _WAYS if name in _WAYS[w]).replace("_", "-")
+            raise ValueError(f"{name}: expected none without --{owner}; got {getattr(a, name)}")
+    if way == "inpaint" and a.mask is None:
+        raise ValueError("mask: expected a picture, white where --inpaint keeps; got none")
+    if not plain and a.gif: raise ValueError(f"gif: expected none with --{way}; got {a.gif}")
+    return way
+
+# %% ../nbs/94_commands.ipynb #94b00005
+def _from_pictures(
+    a: argparse.Namespace, way: str, denoiser, own: dict,   # own: the sampler's own flags
+) -> tuple[Tensor, int | None]:   # pictures; columns of their grid
+    "Draws what starts from pictures."
+    shape = denoiser.net.config.picture_shape
+    read = lambda file, name: load_picture(file, shape, name)
+    how = dict(batch_size=a.batch_size, precision=a.precision)
+    if a.steps: how["steps"] = a.steps
+    if way == "interpolate":
+        pair = torch.stack([read(f, way) for f in a.interpolate])
+        label = _class_of(a.label[0], denoiser) if a.label else None
+        return interpolate(denoiser, pair, a.n or 8, labels=label, **how), None
+    n, labels, columns = _what_to_draw(a.n, a.label, denoiser)
+    if a.n is None and columns is None: n, labels = 8, labels and labels[:8]
+    picture = read(getattr(a, way), way.replace("_", "-"))
+    pictures, how = picture.expand(n, *shape), how | dict(labels=labels, seed=a.seed, **own)
+    if way == "inpaint":
+        mask = load_picture(a.mask, (1, *shape[1:]), "mask")[0]
+        if a.jumps is not None: how["jumps"] = a.jumps
+        return inpaint(denoiser, pictures, (mask + 1) / 2, **how), columns
+    how |= dict(method=a.method, spacing=a.spacing)
+    if a.strength is not None: how["strength"] = a.strength
+    return start_from(denoiser, pictures, **how), columns
+
 # %% ../nbs/94_commands.ipynb #5951db68
 @_command
 def main_sample() -> None:
@@ -317,13 +378,16 @@ def main_sample() -> None:
     out, frames = Path(a.out), []
     one_grid = out.suffix == ".png"
     _writable(out, a.gif)
-    n, labels, columns = _what_to_draw(a.n, a.label, denoiser)
-    x = sample(denoiser, n, steps=a.steps, method=a.method, spacing=a.spacing, seed=a.seed,
-               labels=labels, batch_size=a.batch_size, precision=a.precision, progress=True,
-               callback=_keep_frames(frames, a.steps or 20) if a.gif else None, **own)
+    if a.guidance is not None: denoiser = guided(denoiser, a.guidance)
+    if way := _way(a): x, columns = _from_pictures(a, way, denoiser, own)
+    else:
+        n, labels, columns = _what_to_draw(a.n, a.label, denoiser)
+        x = sample(denoiser, n, steps=a.steps, method=a.method, spacing=a.spacing, seed=a.seed,
+                   labels=labels, batch_size=a.batch_size, precision=a.precision, progress=True,
+                   callback=_keep_frames(frames, a.steps or 20) if a.gif else None, **own)
     save_grid(x, out, columns) if one_grid else save_pictures(x, out)
     if a.gif: save_gif(frames, a.gif)
-    print(out if one_grid else f"{out}: {n} pictures", *([a.gif] if a.gif else []))
+    print(out if one_grid else f"{out}: {len(x)} pictures", *([a.gif] if a.gif else []))
 
 # %% ../nbs/94_commands.ipynb #b84d11aa
 def _evaluate_flags() -> argparse.Namespace:   # what was typed

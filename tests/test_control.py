@@ -324,3 +324,50 @@ def test_all_of_it_on_the_shipped_digits():
     draw = partial(inpaint, denoiser, x, MASK, 10, jumps=2)
     for made in (draw(), interpolate(denoiser, x, 3, steps=10), start_from(denoiser, x, 0.3)):
         assert torch.isfinite(made).all() and made.std() > 0.3
+
+
+# ---- from the command line
+
+
+def test_a_way_from_a_picture_on_the_command_line(tmp_path, run, refused):
+    """The files are those that ddpm-sample writes; what is kept is kept in the file, too."""
+    import numpy as np
+    from PIL import Image
+
+    few = ("--steps", "4", "--device", "cpu")
+    run("ddpm-sample", "digits", "--n", "2", "--out", tmp_path / "two", *few)
+    a, b = sorted((tmp_path / "two").glob("*.png"))
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    out = ("--out", tmp_path / "made", *few)
+    run("ddpm-sample", "digits", "--inpaint", a, "--mask", tmp_path / "mask.png", "--n", "3",
+        "--jumps", "2", *out)  # fmt: skip
+    made = sorted((tmp_path / "made").glob("*.png"))
+    assert len(made) == 3
+    for file in made:
+        same = np.asarray(Image.open(file)) == np.asarray(Image.open(a))
+        assert same[:4].all() and not same[4:].all()
+    grid = tmp_path / "grid.png"
+    run("ddpm-sample", "digits", "--start-from", a, "--strength", "0.4", "--out", grid, *few)
+    run("ddpm-sample", "digits", "--interpolate", a, b, "--out", grid, *few)
+    Image.fromarray(mask[:, :6]).save(tmp_path / "narrow.png")
+    Image.fromarray(mask // 2).save(tmp_path / "grey.png")
+    Image.fromarray(np.stack([mask, mask, 255 - mask], -1)).save(tmp_path / "colour.png")
+    inpaint = ("--inpaint", a, "--mask")
+    for typed, said in (
+        (("--inpaint", a), "mask: expected a picture"),
+        (("--mask", a), "mask: expected none without --inpaint"),
+        (("--strength", "0.4"), "strength: expected none without --start-from"),
+        (("--interpolate", a, b, "--strength", "0.4"), "strength: expected none"),
+        ((*inpaint, tmp_path / "narrow.png"), "mask: expected 8 x 8 pixels"),
+        ((*inpaint, tmp_path / "grey.png"), "mask: expected two values"),
+        ((*inpaint, tmp_path / "colour.png"), "mask: expected a grey picture"),
+        ((*inpaint, tmp_path / "nothing.png"), "mask: cannot read"),
+        (("--start-from", tmp_path / "narrow.png"), "start-from: expected 8 x 8 pixels"),
+        (("--start-from", tmp_path / "colour.png"), "start-from: expected a grey picture"),
+        (("--start-from", a, "--strength", "1.5"), "strength: expected a number above 0"),
+        (("--start-from", a, "--gif", tmp_path / "x.gif"), "gif: expected none"),
+        (("--guidance", "2"), "knows no classes"),
+    ):
+        assert said in refused("ddpm-sample", "digits", *typed, "--out", grid, *few)
