@@ -240,6 +240,14 @@ def _walk_up(
         x = scheduler.add_noise(x0_pred, noise_from_x0(scheduler, x, x0_pred, s), t)
     return x
 
+# %% ../nbs/09_control.ipynb #09c30097
+def _sampler(
+    method: str,   # its name
+):                 # or ValueError
+    "A sampler by name."
+    if method in SAMPLERS: return SAMPLERS[method]
+    raise ValueError(f"method: expected one of {', '.join(SAMPLERS)}; got {method!r}")
+
 # %% ../nbs/09_control.ipynb #09c30006
 def encode(
     denoiser,                    # a Denoiser, or a guided one
@@ -255,14 +263,6 @@ def encode(
         here = pictures[rows].to(getattr(denoiser, "device", "cpu"))
         return _walk_up(ask, s, here, walk)
     return in_batches(draw, denoiser, n, shape, 1, **how)
-
-# %% ../nbs/09_control.ipynb #09c30097
-def _sampler(
-    method: str,   # its name
-):                 # or ValueError
-    "A sampler by name."
-    if method in SAMPLERS: return SAMPLERS[method]
-    raise ValueError(f"method: expected one of {', '.join(SAMPLERS)}; got {method!r}")
 
 # %% ../nbs/09_control.ipynb #09c30007
 def decode(

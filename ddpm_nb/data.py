@@ -135,19 +135,19 @@ def load_picture(
     shape: tuple,            # `(c, h, w)`, as `ModelConfig.picture_shape`
     name: str = "picture",   # what to call it in an error
 ) -> Tensor:                 # `(c, h, w)` float32 in [-1, 1]
-    "A picture from a file, upright and on white; one of another size or colour is an error."
+    "A picture from a file, upright and on white; another size or colour is an error."
     try:
         with Image.open(file) as image: image = _plain_picture(image, 3)
     except (OSError, Image.DecompressionBombError) as e:
         raise ValueError(f"{name}: cannot read {file}: {e}") from None
     c, h, w = shape
     if image.size != (w, h):
-        raise ValueError(f"{name}: expected {w} x {h} pixels (width x height), as the network "
-                         f"draws them; got {file} of {image.width} x {image.height}")
+        raise ValueError(f"{name}: expected {w} x {h} pixels (width x height), as the "
+                         f"network draws them; got {file} of {image.width} x {image.height}")
     x = torch.from_numpy(np.array(image)).movedim(-1, 0)
     if c == 1 and not (x == x[:1]).all():
-        raise ValueError(f"{name}: expected a grey picture, as the network draws them; got "
-                         f"{file}, which has colours")
+        raise ValueError(f"{name}: expected a grey picture, as the network draws them; "
+                         f"got {file}, which has colours")
     return to_model_range(x[:c])
 
 # %% ../nbs/06_data.ipynb #79eb48f5

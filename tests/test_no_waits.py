@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddpm_nb.control import _repaint, _walk_up, _with_jumps, autoguided, guided
 from ddpm_nb.data import PictureData
 from ddpm_nb.device import ahead
 from ddpm_nb.objective import PREDICTIONS, Denoiser, training_loss
@@ -170,6 +171,31 @@ def test_a_walk_with_labels_waits_for_nothing(request):
     ask = partial(denoiser, labels=labels)
     ask.scheduler = denoiser.scheduler
     walked(ask, "sde-dpm++")
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("interval", [None, (20, 50)])
+def test_guidance_waits_for_nothing(request, interval):
+    denoiser = fake_denoiser(config=replace(SMALL, num_classes=3))
+    both = guided(denoiser, 2.0, interval), autoguided(denoiser, denoiser, 2.0, interval)
+    request.getfixturevalue("gpu")
+    labels = torch.zeros(4, dtype=torch.int64).to("cuda")
+    for strong in both:
+        ask = partial(strong, labels=labels)
+        ask.scheduler = denoiser.scheduler
+        walked(ask, "sde-dpm++")
+
+
+@needs_cuda_build
+def test_a_hole_and_the_way_up_wait_for_nothing(request):
+    denoiser = fake_denoiser()
+    request.getfixturevalue("gpu")
+    noise = lambda x=None: torch.zeros(SHAPE).to("cuda", non_blocking=True)  # noqa: E731
+    known, mask = noise(), noise()
+    with torch.no_grad(), no_waits("cuda"):
+        way = _with_jumps(WALK, 2, 2)
+        x = _repaint(denoiser, denoiser.scheduler, noise(), way, noise, known, mask)
+        assert _walk_up(denoiser, denoiser.scheduler, x, WALK).device.type == "cuda"
 
 
 class ReadsBack(Tiny):
