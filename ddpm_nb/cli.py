@@ -206,8 +206,10 @@ def _walk_flags(
 def _picture_flags(parser) -> None:
     "What starts from pictures: one of three ways."
     one = parser.add_mutually_exclusive_group().add_argument
-    one("--inpaint", metavar="PICTURE", help="fill a hole of this picture; needs --mask")
-    one("--interpolate", nargs=2, metavar="PICTURE", help="go from one picture to another")
+    one("--inpaint", metavar="PICTURE",
+        help="fill a hole of this picture, which --mask shows, in 50 steps")
+    one("--interpolate", nargs=2, metavar="PICTURE",
+        help="go from one picture to another, in 50 steps each way")
     one("--start-from", metavar="PICTURE", help="draw pictures like this one")
     add = parser.add_argument
     add("--mask", metavar="PICTURE", help="white where --inpaint keeps, black where it draws")
@@ -219,7 +221,7 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     "The flags of ddpm-sample."
     p = argparse.ArgumentParser("ddpm-sample", description="Draw pictures with a trained network.")
     _checkpoint_flag(p)
-    p.add_argument("--n", type=int, help="how many pictures (64; of several classes 8 each)")
+    p.add_argument("--n", type=int, help="how many pictures (64; of several classes, and from a picture, 8)")
     p.add_argument("--label", nargs="+", metavar="CLASS",
                    help="names or numbers of classes, or none; left out: a row of each class")
     p.add_argument("--guidance", type=float, help="how strongly the label counts (1)")
@@ -237,6 +239,7 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     p.add_argument("--precision", choices=PRECISIONS, default="auto",
                    help="bf16 where the hardware has it (auto)")
     _device_flag(p)
+    p.set_defaults(method=None, spacing=None)              # so that it is seen who typed them
     return p.parse_args()
 
 # %% ../nbs/94_commands.ipynb #94d1a001
@@ -300,12 +303,12 @@ def _class_of(
     classes, names = denoiser.net.config.num_classes, denoiser.class_names
     if classes is None:
         raise ValueError(f"label: expected none typed, this network knows no classes; got {label}")
-    if label == "none" and denoiser.net.config.no_label: return classes
+    if label == "none" and denoiser.net.config.null_label: return classes
     plain = [name.lower() for name in names]
     if label.lower() in plain: return plain.index(label.lower())
     if label.isdigit() and int(label) < classes: return int(label)
     known = ", ".join(names) or f"0..{classes - 1}"
-    raise ValueError(f"label: expected one of {known}{', or none' * denoiser.net.config.no_label}; "
+    raise ValueError(f"label: expected one of {known}{', or none' * denoiser.net.config.null_label}; "
                      f"got {label!r}")
 
 # %% ../nbs/94_commands.ipynb #94a8e003
@@ -315,6 +318,7 @@ def _what_to_draw(
     denoiser,
 ) -> tuple[int, list | None, int | None]:   # pictures; their labels; columns of the grid
     "A row for each class that was asked for, or for each there is."
+    if n is not None and n < 1: raise ValueError(f"n: expected at least 1; got {n}")
     classes = denoiser.net.config.num_classes
     if typed: wanted = [_class_of(label, denoiser) for label in typed]
     elif classes is None: return 64 if n is None else n, None, None
@@ -325,22 +329,26 @@ def _what_to_draw(
     return n, labels, columns if len(wanted) > 1 else None
 
 # %% ../nbs/94_commands.ipynb #94b00003
-_WAYS = dict(inpaint=("mask", "jumps", "variance"), interpolate=(), start_from=("strength", "eta"))
+_WAYS = dict(inpaint=("mask", "jumps", "spacing"), interpolate=("spacing",),
+             start_from=("strength", "method", "spacing"))
 
 
 def _way(
     a: argparse.Namespace,   # what was typed
 ) -> str | None:             # one of _WAYS; or ValueError
-    "Whether pictures are the start, and how."
-    way = next((w for w in _WAYS if getattr(a, w)), None)
-    plain = way is None
+    "Whether pictures are the start, and how; flags of another way are refused."
+    way = next((w for w in _WAYS if getattr(a, w) is not None), None)
+    flag = f"--{way}".replace("_", "-")
     for name in ("mask", "jumps", "strength"):
-        if getattr(a, name) is not None and (plain or name not in _WAYS[way]):
-            owner = next(w for w in _WAYS if name in _WAYS[w]).replace("_", "-")
-            raise ValueError(f"{name}: expected none without --{owner}; got {getattr(a, name)}")
+        owner = next(w for w in _WAYS if name in _WAYS[w])
+        if getattr(a, name) is not None and owner != way:
+            raise ValueError(f"{name}: expected none without --{owner.replace('_', '-')}; got "
+                             f"{getattr(a, name)}")
     if way == "inpaint" and a.mask is None:
         raise ValueError("mask: expected a picture, white where --inpaint keeps; got none")
-    if not plain and a.gif: raise ValueError(f"gif: expected none with --{way}; got {a.gif}")
+    for name in ("method", "gif") if way else ():
+        if getattr(a, name) is not None and name not in _WAYS[way]:
+            raise ValueError(f"{name}: expected none with {flag}; got {getattr(a, name)}")
     return way
 
 # %% ../nbs/94_commands.ipynb #94b00005
@@ -350,22 +358,23 @@ def _from_pictures(
     "Draws what starts from pictures."
     shape = denoiser.net.config.picture_shape
     read = lambda file, name: load_picture(file, shape, name)
-    how = dict(batch_size=a.batch_size, precision=a.precision)
-    if a.steps: how["steps"] = a.steps
+    how = dict(batch_size=a.batch_size, precision=a.precision) | own
+    how |= {k: v for k in ("steps", "spacing") if (v := getattr(a, k)) is not None}
     if way == "interpolate":
+        if a.label and len(a.label) > 1:
+            raise ValueError(f"label: expected one for the whole way; got {' '.join(a.label)}")
         pair = torch.stack([read(f, way) for f in a.interpolate])
         label = _class_of(a.label[0], denoiser) if a.label else None
-        return interpolate(denoiser, pair, a.n or 8, labels=label, **how), None
+        return interpolate(denoiser, pair, 8 if a.n is None else a.n, labels=label, **how), None
     n, labels, columns = _what_to_draw(a.n, a.label, denoiser)
     if a.n is None and columns is None: n, labels = 8, labels and labels[:8]
     picture = read(getattr(a, way), way.replace("_", "-"))
-    pictures, how = picture.expand(n, *shape), how | dict(labels=labels, seed=a.seed, **own)
+    pictures, how = picture.expand(n, *shape), how | dict(labels=labels, seed=a.seed)
     if way == "inpaint":
         mask = load_picture(a.mask, (1, *shape[1:]), "mask")[0]
         if a.jumps is not None: how["jumps"] = a.jumps
         return inpaint(denoiser, pictures, (mask + 1) / 2, **how), columns
-    how |= dict(method=a.method, spacing=a.spacing)
-    if a.strength is not None: how["strength"] = a.strength
+    how |= {k: v for k in ("method", "strength") if (v := getattr(a, k)) is not None}
     return start_from(denoiser, pictures, **how), columns
 
 # %% ../nbs/94_commands.ipynb #5951db68
@@ -373,18 +382,21 @@ def _from_pictures(
 def main_sample() -> None:
     "ddpm-sample: draws pictures."
     a = _sample_flags()
-    own = _own_flags(a.method, a.eta, a.variance, a.checkpoint, a.clip)
+    way, method = _way(a), a.method or "sde-dpm++"
+    walks = dict(inpaint="ancestral", interpolate="dpm++").get(way, method)
+    own = _own_flags(walks, a.eta, a.variance, a.checkpoint, a.clip)
     denoiser = load_denoiser(a.checkpoint, pick_device(a.device), a.weights)
     out, frames = Path(a.out), []
     one_grid = out.suffix == ".png"
     _writable(out, a.gif)
     if a.guidance is not None: denoiser = guided(denoiser, a.guidance)
-    if way := _way(a): x, columns = _from_pictures(a, way, denoiser, own)
+    if way: x, columns = _from_pictures(a, way, denoiser, own)
     else:
         n, labels, columns = _what_to_draw(a.n, a.label, denoiser)
-        x = sample(denoiser, n, steps=a.steps, method=a.method, spacing=a.spacing, seed=a.seed,
-                   labels=labels, batch_size=a.batch_size, precision=a.precision, progress=True,
-                   callback=_keep_frames(frames, a.steps or 20) if a.gif else None, **own)
+        x = sample(denoiser, n, steps=a.steps, method=method, spacing=a.spacing or "karras",
+                   seed=a.seed, labels=labels, batch_size=a.batch_size, precision=a.precision,
+                   callback=_keep_frames(frames, a.steps or 20) if a.gif else None,
+                   progress=True, **own)
     save_grid(x, out, columns) if one_grid else save_pictures(x, out)
     if a.gif: save_gif(frames, a.gif)
     print(out if one_grid else f"{out}: {len(x)} pictures", *([a.gif] if a.gif else []))

@@ -9,14 +9,20 @@ __all__ = ['guided', 'autoguided', 'inpaint', 'encode', 'decode', 'interpolate',
 
 # %% ../nbs/09_control.ipynb #09c10004
 import math
+from numbers import Integral, Real
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import check_model_range
 from .objective import noise_from_x0
-from .sample import SAMPLERS, ancestral_step, in_batches, timestep_walk
+from ddpm_nb.sample import (
+    SAMPLERS,
+    ancestral_step,
+    check_sample,
+    in_batches,
+    timestep_walk,
+)
 from .scheduler import NoiseScheduler
 
 # %% ../nbs/09_control.ipynb #09c1000e
@@ -25,7 +31,7 @@ def _check_guidance(
     interval,    # (low, high), or None
 ) -> None:       # or ValueError
     "A number, and where it counts."
-    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+    number = lambda v: isinstance(v, Real) and not isinstance(v, bool)
     if not number(guidance) or not math.isfinite(guidance):
         raise ValueError(f"guidance: expected a number; got {guidance!r}")
     if interval is None: return
@@ -90,10 +96,13 @@ def guided(
     config = getattr(getattr(denoiser, "net", None), "config", None)
     if config is not None:
         no_label = config.num_classes
-        if no_label is None or not config.no_label:
+        if no_label is None or not config.null_label:
             knows = "no classes" if no_label is None else "all pictures by their labels"
             raise ValueError("denoiser: expected a network trained with labels, and now "
                              f"and then without; got one that knows {knows}")
+    elif no_label is None:
+        raise ValueError("no_label: expected the label that says nothing, for a denoiser that "
+                         "does not say; got None")
     _check_guidance(guidance, interval)
     return _Guided(denoiser, guidance, interval, no_label=no_label)
 
@@ -138,6 +147,8 @@ def _repaint(
 ) -> Tensor:                     # of xt's shape: pictures with what is known
     "RePaint (Lugmayr et al. 2022, algorithm 1)."
     abar = scheduler.alpha_cumprod.tolist()
+    scheduler.reverse_variance(1, variance=variance)           # the check at the door
+    if torch.is_tensor(variance): variance = variance.tolist()
     for t, s in zip(walk[:-1], walk[1:]):
         if s > t:                                              # up: noise all there is
             kept = abar[s] / abar[t]
@@ -147,7 +158,7 @@ def _repaint(
         if clip: x0_pred = x0_pred.clamp(-1, 1)
         drawn = ancestral_step(scheduler.jump(t, s), xt, x0_pred, variance, noise)
         given = abar[s] ** 0.5 * known + (1 - abar[s]) ** 0.5 * noise(xt)
-        xt = mask * given + (1 - mask) * drawn
+        xt = torch.where(mask == 1, given, drawn)
     return xt
 
 # %% ../nbs/09_control.ipynb #09c20010
@@ -155,6 +166,7 @@ def _ready(
     denoiser,
     pictures,     # what should be `(n, c, h, w)` in [-1, 1]
     name: str,    # what to call them
+    most: float = 1,   # of their absolute values
 ):                # -> the scheduler, and the pictures as float32; or ValueError
     "What every walk from a picture needs."
     scheduler = getattr(denoiser, "scheduler", None)
@@ -163,14 +175,24 @@ def _ready(
                          f"{type(denoiser).__name__}")
     config = getattr(getattr(denoiser, "net", None), "config", None)
     shape = config.picture_shape if config else None
-    if not torch.is_tensor(pictures) or pictures.ndim != 4 or len(pictures) == 0 or (
-            shape and tuple(pictures.shape[1:]) != shape):
+    pictures = torch.as_tensor(pictures)
+    fits = pictures.ndim == 4 and len(pictures) and pictures.is_floating_point()
+    if not fits or shape and tuple(pictures.shape[1:]) != shape:
         want = ", ".join(map(str, shape or ("c", "h", "w")))
-        got = tuple(pictures.shape) if torch.is_tensor(pictures) else type(pictures).__name__
-        raise ValueError(f"{name}: expected pictures (n, {want}), as the network draws them; "
-                         f"got {got}")
-    check_model_range(pictures, name)
+        raise ValueError(f"{name}: expected pictures (n, {want}) of floats, as the network draws "
+                         f"them; got {tuple(pictures.shape)} of {pictures.dtype}")
+    if not float(pictures.abs().amax()) <= most:           # NaN fails every comparison
+        raise ValueError(f"{name}: expected values in [-{most}, {most}]; got "
+                         f"{float(pictures.amin()):g} to {float(pictures.amax()):g}")
     return scheduler, pictures.float()
+
+# %% ../nbs/09_control.ipynb #09c2001d
+def _fifty(
+    scheduler: NoiseScheduler,
+    steps: int | None,   # as typed
+) -> int:
+    "50 steps where nothing is said, or all there are if that is less."
+    return min(50, scheduler.num_timesteps) if steps is None else steps
 
 # %% ../nbs/09_control.ipynb #09c20011
 def _as_mask(
@@ -178,15 +200,17 @@ def _as_mask(
     known: Tensor,   # `(n, c, h, w)`
 ) -> Tensor:         # of known's shape, float32; or ValueError
     "What is kept, for each picture."
-    mask = torch.as_tensor(mask)
+    try: mask = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"mask: expected a tensor; got {type(mask).__name__}") from None
     size, values = known.shape[-2:], set(mask.unique().tolist())
-    if mask.ndim not in (2, 3, 4) or mask.shape[-2:] != size:
+    if mask.ndim not in (2, 4) or mask.shape[-2:] != size:
         raise ValueError(f"mask: expected the pictures' height and width, {size[0]} x {size[1]}; "
                          f"got {' x '.join(map(str, mask.shape))}")
     if not values <= {0, 1}:
         raise ValueError("mask: expected two values, 1 where the picture is kept and 0 where it is "
-                         f"drawn; got {len(values)} values from {min(values):g} to "
-                         f"{max(values):g}")
+                         f"drawn (of bytes: mask / 255); got {len(values)} values from "
+                         f"{min(values):g} to {max(values):g}")
     try: return mask.float().expand(known.shape)
     except RuntimeError:
         raise ValueError(f"mask: expected one for all pictures, or one a picture, "
@@ -207,10 +231,10 @@ def inpaint(
     denoiser,                     # a Denoiser, or a guided one
     known: Tensor,                # `(n, c, h, w)` pictures in [-1, 1]
     mask: Tensor,                 # `(h, w)`, or of known's shape: 1 is kept, 0 is drawn
-    steps: int = 50,              # of the walk, each of which is taken `jumps` times
+    steps: int | None = None,     # each is taken `jumps` times; left out: 50, or T
     spacing: str = "uniform",     # one of SPACINGS
-    jumps: int = 10,              # how often each stretch is walked; 1: no jumps
-    jump_length: int = 1,         # of a stretch, in steps of the walk
+    jumps: int = 10,              # how often each stretch is walked; 1: once, as always
+    jump_length: int = 5,         # of a stretch, in steps of the walk
     variance="beta_tilde",        # as in `ancestral_step`
     clip: bool = True,            # clip each guess of x0 to [-1, 1]
     **how,                        # labels, seed, batch_size, precision: as in `sample`
@@ -218,7 +242,8 @@ def inpaint(
     "Pictures with what is known, and the rest drawn to fit (Lugmayr et al. 2022)."
     s, known = _ready(denoiser, known, "known")
     mask = _as_mask(mask, known)
-    way = _with_jumps(timestep_walk(s, steps, spacing), *_check_jumps(jumps, jump_length))
+    walk = timestep_walk(s, _fifty(s, steps), spacing)
+    way = _with_jumps(walk, *_check_jumps(jumps, jump_length))
     def draw(ask, noise, rows):
         x = noise()
         here = known[rows].to(x), mask[rows].to(x)
@@ -241,24 +266,27 @@ def _walk_up(
     return x
 
 # %% ../nbs/09_control.ipynb #09c30097
-def _sampler(
-    method: str,   # its name
-):                 # or ValueError
-    "A sampler by name."
-    if method in SAMPLERS: return SAMPLERS[method]
-    raise ValueError(f"method: expected one of {', '.join(SAMPLERS)}; got {method!r}")
+_OF_BATCHES = ("labels", "seed", "batch_size", "precision")     # what `in_batches` takes
+
+
+def _two_kinds(
+    how: dict,       # keywords
+) -> tuple[dict, dict]:   # those of `in_batches`; those of a sampler
+    "Who takes what."
+    mine = {k: how[k] for k in _OF_BATCHES if k in how}
+    return mine, {k: v for k, v in how.items() if k not in mine}
 
 # %% ../nbs/09_control.ipynb #09c30006
 def encode(
     denoiser,                    # a Denoiser, or a guided one
     pictures: Tensor,            # `(n, c, h, w)` in [-1, 1]
-    steps: int = 50,
+    steps: int | None = None,    # left out: 50, or T if that is less
     spacing: str = "uniform",    # one of SPACINGS
     **how,                       # labels, batch_size, precision: as in `sample`
-) -> Tensor:                     # `(n, c, h, w)` float32, on the CPU: nearly normal
+) -> Tensor:                     # `(n, c, h, w)` float32, on the CPU
     "The noise from which `decode` draws these pictures."
     s, pictures = _ready(denoiser, pictures, "pictures")
-    walk, (n, *shape) = timestep_walk(s, steps, spacing), pictures.shape
+    walk, (n, *shape) = timestep_walk(s, _fifty(s, steps), spacing), pictures.shape
     def draw(ask, noise, rows):
         here = pictures[rows].to(getattr(denoiser, "device", "cpu"))
         return _walk_up(ask, s, here, walk)
@@ -268,18 +296,19 @@ def encode(
 def decode(
     denoiser,                    # a Denoiser, or a guided one
     noise: Tensor,               # `(n, c, h, w)` what `encode` gave, or standard normal
-    steps: int = 50,
+    steps: int | None = None,    # left out: 50, or T if that is less
     spacing: str = "uniform",    # one of SPACINGS
     method: str = "dpm++",       # one of SAMPLERS; with fresh noise it is no way back
-    clip: bool = True,           # clip each guess of x0 to [-1, 1]
-    **how,                       # labels, seed, batch_size, precision: as in `sample`
+    **how,                       # as in `sample`: labels, seed, batch_size, clip, eta ...
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise that is given."
-    s, walk = denoiser.scheduler, timestep_walk(denoiser.scheduler, steps, spacing)
-    sampler, (n, *shape) = _sampler(method), noise.shape
+    s, noise = _ready(denoiser, noise, "noise", most=1000)
+    (n, *shape), (how, own) = noise.shape, _two_kinds(how)
+    check_sample(denoiser, s, shape, method, own)
+    walk = timestep_walk(s, _fifty(s, steps), spacing)
     def draw(ask, fresh, rows):
-        x = noise[rows].to(getattr(denoiser, "device", "cpu")).float()
-        return sampler(ask, s, x, walk, fresh, clip=clip)
+        x = noise[rows].to(getattr(denoiser, "device", "cpu"))
+        return SAMPLERS[method](ask, s, x, walk, fresh, **own)
     return in_batches(draw, denoiser, n, shape, len(walk), **how).clamp(-1, 1)
 
 # %% ../nbs/09_control.ipynb #09c3000a
@@ -300,19 +329,22 @@ def _between(
 def interpolate(
     denoiser,                   # a Denoiser, or a guided one
     pictures: Tensor,           # `(2, c, h, w)` in [-1, 1]: from the first to the second
-    n: int = 8,                 # how many, both ends included
-    steps: int = 50,
+    n: int = 8,                 # how many, with both ends, there and back
+    steps: int | None = None,   # left out: 50, or T if that is less
     spacing: str = "uniform",   # one of SPACINGS
-    **how,                      # labels, batch_size, precision: as in `sample`
+    clip: bool = True,          # on the way down, as in `sample`
+    **how,                      # labels (one for all), batch_size, precision: as in `sample`
 ) -> Tensor:                    # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures on the way from one to another (Song, Meng and Ermon 2020, section 5.3)."
-    if not isinstance(n, int) or isinstance(n, bool) or n < 2:
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 2:
         raise ValueError(f"n: expected at least 2, the two ends; got {n!r}")
     if not torch.is_tensor(pictures) or len(pictures) != 2:
         raise ValueError("pictures: expected two, `(2, c, h, w)`; got "
                          f"{tuple(getattr(pictures, 'shape', ()))}")
+    if torch.as_tensor(how.get("labels") or 0).ndim:
+        raise ValueError(f"labels: expected one for the whole way; got {how['labels']!r}")
     z = encode(denoiser, pictures, steps, spacing, **how)
-    return decode(denoiser, _between(*z, n), steps, spacing, **how)
+    return decode(denoiser, _between(*z, int(n)), steps, spacing, clip=clip, **how)
 
 # %% ../nbs/09_control.ipynb #09c3000f
 def start_from(
@@ -322,19 +354,20 @@ def start_from(
     steps: int | None = None,    # of the walk from there; left out: 20, or what there are
     method: str = "sde-dpm++",   # one of SAMPLERS
     spacing: str = "karras",     # one of SPACINGS
-    clip: bool = True,           # clip each guess of x0 to [-1, 1]
-    **how,                       # labels, seed, batch_size, precision: as in `sample`
+    **how,                       # as in `sample`: labels, seed, batch_size, clip, eta ...
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures like these (SDEdit, Meng et al. 2021)."
     s, pictures = _ready(denoiser, pictures, "pictures")
-    if not isinstance(strength, int | float) or not 0 < strength <= 1:
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not number or not 0 < strength <= 1:
         raise ValueError("strength: expected a number above 0 and up to 1; "
                          f"got {strength!r}")
-    t, (n, *shape) = max(1, round(strength * s.num_timesteps)), pictures.shape
+    t, (n, *shape) = max(1, round(float(strength) * s.num_timesteps)), pictures.shape
     walk = timestep_walk(s, min(20, t) if steps is None else steps, spacing, t)
-    sampler = _sampler(method)
+    how, own = _two_kinds(how)
+    check_sample(denoiser, s, shape, method, own)
     def draw(ask, noise, rows):
         x = noise()
         x = s.add_noise(pictures[rows].to(x), x, t)
-        return sampler(ask, s, x, walk, noise, clip=clip)
+        return SAMPLERS[method](ask, s, x, walk, noise, **own)
     return in_batches(draw, denoiser, n, shape, len(walk) + 1, **how).clamp(-1, 1)

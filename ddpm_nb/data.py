@@ -143,7 +143,8 @@ def load_picture(
     c, h, w = shape
     if image.size != (w, h):
         raise ValueError(f"{name}: expected {w} x {h} pixels (width x height), as the "
-                         f"network draws them; got {file} of {image.width} x {image.height}")
+                         f"network draws them; got {file} of "
+                         f"{image.width} x {image.height}")
     x = torch.from_numpy(np.array(image)).movedim(-1, 0)
     if c == 1 and not (x == x[:1]).all():
         raise ValueError(f"{name}: expected a grey picture, as the network draws them; "

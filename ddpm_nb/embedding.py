@@ -85,17 +85,17 @@ class LabelEmbedding(nn.Module):
     def __init__(self,
         num_classes: int,        # labels are 0..num_classes - 1
         dim: int,                # width of the time's vector
-        no_label: bool = True):  # whether there is the last row
+        null_label: bool = True):  # whether there is the last row
         super().__init__()
         self.num_classes = num_classes
-        self.no_label = no_label
-        self.table = nn.Parameter(torch.zeros(num_classes + no_label, dim))
+        self.null_label = null_label
+        self.table = nn.Parameter(torch.zeros(num_classes + null_label, dim))
 
     def forward(self,
         labels: Tensor | None = None,   # `(b,)` int64; num_classes, or None: no label
     ) -> Tensor:                        # `(b, dim)`; `(dim,)` for None
         "The rows of these labels."
         if labels is not None: return F.embedding(labels, self.table)
-        if self.no_label: return self.table[-1]
+        if self.null_label: return self.table[-1]
         raise ValueError("labels: expected a class for each picture, "
                          "this network has no row for no label; got None")

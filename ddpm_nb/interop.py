@@ -46,7 +46,7 @@ def _unet_fields(
         block_out_channels=[config.base_dim * m for m in config.dim_multiply],
         down_block_types=[f"{a}DownBlock2D" for a in attention],
         up_block_types=[f"{a}UpBlock2D" for a in reversed(attention)],
-        num_class_embeds=config.num_classes and config.num_classes + config.no_label,
+        num_class_embeds=config.num_classes and config.num_classes + config.null_label,
         norm_num_groups=config.groups, **{k: getattr(config, k) for k in _SHARED})
 
 # %% ../nbs/14_interop.ipynb #5f12c637
@@ -153,7 +153,7 @@ def _their_fields(
 # %% ../nbs/14_interop.ipynb #ff0763f6
 def _config_from(
     theirs: dict,        # all fields of a `UNet2DModel`
-    no_label: bool,      # whether the last of its rows of classes stands for no label
+    null_label: bool,      # whether the last of its rows of classes stands for no label
 ) -> ModelConfig:        # or ValueError, of the config itself
     "The config that says what these fields say, as far as one can."
     widths, groups = theirs["block_out_channels"], theirs["norm_num_groups"]
@@ -165,7 +165,7 @@ def _config_from(
         [i for i, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind],
         widths[0], theirs["in_channels"], norm_num_groups=groups,
         num_res_blocks=theirs["layers_per_block"],
-        num_classes=rows and rows - no_label, no_label=no_label or rows is None,
+        num_classes=rows and rows - null_label, null_label=null_label or rows is None,
         **{k: theirs[k] for k in _SHARED})
     if groups == group_count(widths[0]): config.norm_num_groups = None
     return config

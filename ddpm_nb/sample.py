@@ -6,7 +6,7 @@ Docs: https://ddpm-nb.github.io/ddpm_nb/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['SPACINGS', 'SAMPLERS', 'timestep_walk', 'reverse_walk', 'ancestral_step', 'ancestral_sample', 'ddim_step',
-           'ddim_sample', 'in_batches', 'sample']
+           'ddim_sample', 'check_sample', 'in_batches', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #2e58a90b
 import inspect
@@ -139,7 +139,7 @@ def ddim_sample(
 SAMPLERS = dict(ancestral=ancestral_sample, ddim=ddim_sample)
 
 # %% ../nbs/07_sampling.ipynb #93b892dd
-def _check_sample(
+def check_sample(
     denoiser, scheduler, shape, method: str, own: dict,   # as in `sample`
 ) -> tuple[NoiseScheduler, tuple]:   # what is left out, from the Denoiser
     "What `sample` needs to know before it starts, or a ValueError."
@@ -166,10 +166,8 @@ def _default_walk(scheduler: NoiseScheduler, steps, spacing) -> list[int]:   # a
     return timestep_walk(scheduler, steps, spacing)
 
 # %% ../nbs/07_sampling.ipynb #07a6e00b
-def _bar(n: int, batch_size: int, steps: int, progress: bool) -> tqdm:
-    "A bar that counts the steps of all pictures, if there are some."
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
+def _bar(n: int, steps: int, progress: bool) -> tqdm:
+    "A bar that counts the steps of all pictures."
     return tqdm(total=n * steps, unit="step", desc="sampling", disable=not progress)
 
 # %% ../nbs/07_sampling.ipynb #481605ab
@@ -219,9 +217,9 @@ def _as_labels(
     if each.dtype.is_floating_point or each.dtype == torch.bool: raise wrong("whole numbers")
     if each.ndim == 0: each = each.expand(n)
     if each.shape != (n,): raise wrong(f"one label, or {n} of them")
-    last = classes and classes - (not config.no_label)
+    last = classes and classes - (not config.null_label)
     if classes and not 0 <= int(each.min()) <= int(each.max()) <= last:
-        raise wrong(f"0..{classes - 1}" + f", or {classes} for no label" * config.no_label)
+        raise wrong(f"0..{classes - 1}" + f", or {classes} for no label" * config.null_label)
     return each.long()
 
 # %% ../nbs/07_sampling.ipynb #26a7dfc7
@@ -232,6 +230,8 @@ def in_batches(
     labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
 ) -> Tensor:              # `(n, c, h, w)` float32, on the CPU
     "Pictures in batches that fit in memory, each from a stream of its own."
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
     labels, out = _as_labels(denoiser, labels, n), []
     device = getattr(denoiser, "device", torch.device("cpu"))
     for first in range(0, n, batch_size):
@@ -262,9 +262,9 @@ def sample(
     **own,                       # clip, and what the sampler takes: variance, eta
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise, in batches that fit in memory."
-    scheduler, shape = _check_sample(denoiser, scheduler, shape, method, own)
+    scheduler, shape = check_sample(denoiser, scheduler, shape, method, own)
     walk = _default_walk(scheduler, steps, spacing)
-    with _bar(n, batch_size, len(walk) - 1, progress) as bar:
+    with _bar(n, len(walk) - 1, progress) as bar:
         def draw(ask, noise, rows):
             own["callback"] = partial(_after_step, bar, callback, rows.start)
             return SAMPLERS[method](ask, scheduler, noise(), walk, noise, **own)

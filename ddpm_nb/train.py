@@ -376,7 +376,7 @@ def _has_classes(
     if classes != len(data.class_names):
         raise ValueError(f"num_classes: expected {len(data.class_names)}, the classes of "
                          f"{data.name}; got {classes}")
-    if dropout and not net.config.no_label:
+    if dropout and not net.config.null_label:
         raise ValueError("label_dropout: expected 0, this network has no row for no label; "
                          f"got {dropout}")
     return True

@@ -45,7 +45,7 @@ class ModelConfig:
     freq_shift: int = 1                    # as in `frequencies`
     num_res_blocks: int = 2                # ResNet blocks a level down; up one more
     num_classes: int | None = None         # that pictures have; None: it knows of none
-    no_label: bool = True                  # whether its table has a last row for no label
+    null_label: bool = True                # whether its table has a last row for no label
 
     def __post_init__(self):
         for name, value in vars(self).items():                    # JSON knows lists only
@@ -125,7 +125,7 @@ def _foreign_rules(c):
         num_res_blocks=(_whole(1, c.num_res_blocks), "a whole number of at least 1"),
         num_classes=(c.num_classes is None or _whole(1, c.num_classes),
                      "None, or a whole number of at least 1"),
-        no_label=(isinstance(c.no_label, bool), "True or False"))
+        null_label=(isinstance(c.null_label, bool), "True or False"))
 
 
 _RULES.append(_foreign_rules)
@@ -283,7 +283,7 @@ def _label_embedding(
 ) -> LabelEmbedding | None:
     "The network's table of labels, if it knows classes."
     if config.num_classes is None: return None
-    return LabelEmbedding(config.num_classes, 4 * config.base_dim, config.no_label)
+    return LabelEmbedding(config.num_classes, 4 * config.base_dim, config.null_label)
 
 # %% ../nbs/05_unet.ipynb #bf25d5f9
 def _check_input(
@@ -367,15 +367,15 @@ def for_label(self: UNet,
     label: int | None = None,   # a class; num_classes, or None: no label
 ) -> UNet:                      # another network, which knows no classes
     "The network that always hears this label."
-    classes, no_label = self.config.num_classes, self.config.no_label
+    classes, null_label = self.config.num_classes, self.config.null_label
     if classes is None: raise ValueError("label: this network knows no classes")
     chosen = classes if label is None else label
-    if not _whole(0, chosen) or chosen >= classes + no_label:
-        also = f", or {classes} for no label" if no_label else ""
+    if not _whole(0, chosen) or chosen >= classes + null_label:
+        also = f", or {classes} for no label" if null_label else ""
         raise ValueError(f"label: expected 0..{classes - 1}{also}; got {label!r}")
     alone = copy.deepcopy(self)
     with torch.no_grad():
         alone.time_embedding.linear2.bias += alone.label_embedding.table[chosen]
     alone.label_embedding = None
-    alone.config = replace(self.config, num_classes=None, no_label=True)
+    alone.config = replace(self.config, num_classes=None, null_label=True)
     return alone

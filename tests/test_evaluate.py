@@ -177,6 +177,7 @@ def test_cifar10_is_hos_recipe_and_runs(run, tmp_path):
     folder.mkdir(parents=True)
     g = torch.Generator().manual_seed(0)
     records = torch.randint(0, 256, (8, 3073), dtype=torch.uint8, generator=g).numpy()
+    records[:, 0] %= 10  # the label
     for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
         records.tofile(folder / name)
     steps = ["--max-steps", 2, "--batch-size", 2, "--sample-every", 0, "--out-dir", "run"]

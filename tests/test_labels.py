@@ -267,7 +267,7 @@ def test_a_label_is_a_bias():
         awake(PLAIN).for_label()
 
 
-NINE = replace(TEN, num_classes=9, no_label=False)  # all rows are classes
+NINE = replace(TEN, num_classes=9, null_label=False)  # all rows are classes
 
 
 def test_a_network_without_a_row_for_no_label_refuses_none():
@@ -291,7 +291,7 @@ def test_classes_come_in_with_their_rows(row, classes, tmp_path):
     net = awake(TEN)
     unet = unet_to_diffusers(net)
     back = unet_from_diffusers(unet, no_label_row=row)
-    assert back.config == replace(TEN, num_classes=classes, no_label=row == "last")
+    assert back.config == replace(TEN, num_classes=classes, null_label=row == "last")
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in back.state_dict().items())
     assert unet_to_diffusers(back).config.num_class_embeds == 11
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 700]), torch.tensor([3, 10])
