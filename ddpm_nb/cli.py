@@ -221,7 +221,8 @@ def _sample_flags() -> argparse.Namespace:   # what was typed
     "The flags of ddpm-sample."
     p = argparse.ArgumentParser("ddpm-sample", description="Draw pictures with a trained network.")
     _checkpoint_flag(p)
-    p.add_argument("--n", type=int, help="how many pictures (64; of several classes, and from a picture, 8)")
+    p.add_argument("--n", type=int,
+                   help="how many pictures (64; of several classes, and from a picture, 8)")
     p.add_argument("--label", nargs="+", metavar="CLASS",
                    help="names or numbers of classes, or none; left out: a row of each class")
     p.add_argument("--guidance", type=float, help="how strongly the label counts (1)")
@@ -308,8 +309,8 @@ def _class_of(
     if label.lower() in plain: return plain.index(label.lower())
     if label.isdigit() and int(label) < classes: return int(label)
     known = ", ".join(names) or f"0..{classes - 1}"
-    raise ValueError(f"label: expected one of {known}{', or none' * denoiser.net.config.null_label}; "
-                     f"got {label!r}")
+    also = ", or none" * denoiser.net.config.null_label
+    raise ValueError(f"label: expected one of {known}{also}; got {label!r}")
 
 # %% ../nbs/94_commands.ipynb #94a8e003
 def _what_to_draw(

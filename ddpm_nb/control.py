@@ -101,8 +101,8 @@ def guided(
             raise ValueError("denoiser: expected a network trained with labels, and now "
                              f"and then without; got one that knows {knows}")
     elif no_label is None:
-        raise ValueError("no_label: expected the label that says nothing, for a denoiser that "
-                         "does not say; got None")
+        raise ValueError("no_label: expected the label that says nothing, for a denoiser "
+                         "that does not say; got None")
     _check_guidance(guidance, interval)
     return _Guided(denoiser, guidance, interval, no_label=no_label)
 
@@ -333,7 +333,7 @@ def interpolate(
     steps: int | None = None,   # left out: 50, or T if that is less
     spacing: str = "uniform",   # one of SPACINGS
     clip: bool = True,          # on the way down, as in `sample`
-    **how,                      # labels (one for all), batch_size, precision: as in `sample`
+    **how,                      # labels (one for all), batch_size, precision
 ) -> Tensor:                    # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures on the way from one to another (Song, Meng and Ermon 2020, section 5.3)."
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 2:

@@ -231,7 +231,8 @@ def in_batches(
 ) -> Tensor:              # `(n, c, h, w)` float32, on the CPU
     "Pictures in batches that fit in memory, each from a stream of its own."
     if n < 1 or batch_size < 1:
-        raise ValueError(f"n and batch_size: expected at least 1; got {n} and {batch_size}")
+        raise ValueError("n and batch_size: expected at least 1; "
+                         f"got {n} and {batch_size}")
     labels, out = _as_labels(denoiser, labels, n), []
     device = getattr(denoiser, "device", torch.device("cpu"))
     for first in range(0, n, batch_size):
