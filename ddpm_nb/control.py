@@ -181,9 +181,10 @@ def _ready(
         want = ", ".join(map(str, shape or ("c", "h", "w")))
         raise ValueError(f"{name}: expected pictures (n, {want}) of floats, as the network draws "
                          f"them; got {tuple(pictures.shape)} of {pictures.dtype}")
-    if not float(pictures.abs().amax()) <= most:           # NaN fails every comparison
-        raise ValueError(f"{name}: expected values in [-{most}, {most}]; got "
-                         f"{float(pictures.amin()):g} to {float(pictures.amax()):g}")
+    low, high = (float(v) for v in torch.aminmax(pictures))
+    if not -most <= low <= high <= most:                   # NaN fails every comparison
+        raise ValueError(f"{name}: expected values in [-{most:g}, {most:g}]; got {low:g} to "
+                         f"{high:g}")
     return scheduler, pictures.float()
 
 # %% ../nbs/09_control.ipynb #09c2001d
@@ -265,17 +266,6 @@ def _walk_up(
         x = scheduler.add_noise(x0_pred, noise_from_x0(scheduler, x, x0_pred, s), t)
     return x
 
-# %% ../nbs/09_control.ipynb #09c30097
-_OF_BATCHES = ("labels", "seed", "batch_size", "precision")     # what `in_batches` takes
-
-
-def _two_kinds(
-    how: dict,       # keywords
-) -> tuple[dict, dict]:   # those of `in_batches`; those of a sampler
-    "Who takes what."
-    mine = {k: how[k] for k in _OF_BATCHES if k in how}
-    return mine, {k: v for k, v in how.items() if k not in mine}
-
 # %% ../nbs/09_control.ipynb #09c30006
 def encode(
     denoiser,                    # a Denoiser, or a guided one
@@ -299,17 +289,19 @@ def decode(
     steps: int | None = None,    # left out: 50, or T if that is less
     spacing: str = "uniform",    # one of SPACINGS
     method: str = "dpm++",       # one of SAMPLERS; with fresh noise it is no way back
-    **how,                       # as in `sample`: labels, seed, batch_size, clip, eta ...
+    labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
+    **own,                       # clip, and what the sampler takes: all this as in `sample`
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise that is given."
-    s, noise = _ready(denoiser, noise, "noise", most=1000)
-    (n, *shape), (how, own) = noise.shape, _two_kinds(how)
+    s, noise = _ready(denoiser, noise, "noise", most=1e4)
+    n, *shape = noise.shape
     check_sample(denoiser, s, shape, method, own)
     walk = timestep_walk(s, _fifty(s, steps), spacing)
     def draw(ask, fresh, rows):
         x = noise[rows].to(getattr(denoiser, "device", "cpu"))
         return SAMPLERS[method](ask, s, x, walk, fresh, **own)
-    return in_batches(draw, denoiser, n, shape, len(walk), **how).clamp(-1, 1)
+    how = labels, seed, batch_size, precision
+    return in_batches(draw, denoiser, n, shape, len(walk), *how).clamp(-1, 1)
 
 # %% ../nbs/09_control.ipynb #09c3000a
 def _between(
@@ -354,7 +346,8 @@ def start_from(
     steps: int | None = None,    # of the walk from there; left out: 20, or what there are
     method: str = "sde-dpm++",   # one of SAMPLERS
     spacing: str = "karras",     # one of SPACINGS
-    **how,                       # as in `sample`: labels, seed, batch_size, clip, eta ...
+    labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
+    **own,                       # clip, and what the sampler takes: all this as in `sample`
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures like these (SDEdit, Meng et al. 2021)."
     s, pictures = _ready(denoiser, pictures, "pictures")
@@ -364,10 +357,10 @@ def start_from(
                          f"got {strength!r}")
     t, (n, *shape) = max(1, round(float(strength) * s.num_timesteps)), pictures.shape
     walk = timestep_walk(s, min(20, t) if steps is None else steps, spacing, t)
-    how, own = _two_kinds(how)
     check_sample(denoiser, s, shape, method, own)
     def draw(ask, noise, rows):
         x = noise()
         x = s.add_noise(pictures[rows].to(x), x, t)
         return SAMPLERS[method](ask, s, x, walk, noise, **own)
-    return in_batches(draw, denoiser, n, shape, len(walk) + 1, **how).clamp(-1, 1)
+    how = labels, seed, batch_size, precision
+    return in_batches(draw, denoiser, n, shape, len(walk) + 1, *how).clamp(-1, 1)

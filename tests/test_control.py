@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from networks import PLAIN, TEN, awake
 
 from ddpm_nb.control import (
     _between,
@@ -21,20 +22,8 @@ from ddpm_nb.control import (
 from ddpm_nb.objective import Denoiser
 from ddpm_nb.sample import SAMPLERS, sample, timestep_walk
 from ddpm_nb.scheduler import CosineNoiseScheduler, LinearNoiseScheduler, stream
-from ddpm_nb.unet import ModelConfig, UNet
 
-PLAIN = ModelConfig(4, (1, 2), (1,), 16, channels=1)
-TEN = replace(PLAIN, num_classes=10)
 SCHEDULE = CosineNoiseScheduler(50)
-
-
-def awake(config, seed=0):
-    "A network with no zeros in it, whose labels count."
-    torch.manual_seed(seed)
-    net = UNet(config).eval()
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return net
 
 
 def told(prediction="v", config=TEN, seed=0):

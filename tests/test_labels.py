@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import PLAIN, TEN, awake
 from PIL import Image
 
 from ddpm_nb.data import PictureData, PictureFolder, load_data
@@ -14,19 +15,7 @@ from ddpm_nb.runs import load_denoiser, read_checkpoint
 from ddpm_nb.sample import SAMPLERS, sample
 from ddpm_nb.scheduler import CosineNoiseScheduler
 from ddpm_nb.train import DiffusionConfig, Trainer, train_diffusion
-from ddpm_nb.unet import ModelConfig, UNet
-
-PLAIN = ModelConfig(4, (1, 2), (1,), 16, channels=1)
-TEN = replace(PLAIN, num_classes=10)
-
-
-def awake(config, seed=0):
-    "A network with no zeros in it, whose labels count."
-    torch.manual_seed(seed)
-    net = UNet(config).eval()
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return net
+from ddpm_nb.unet import UNet
 
 
 def test_new_rows_change_nothing():
