@@ -290,7 +290,7 @@ def decode(
     spacing: str = "uniform",    # one of SPACINGS
     method: str = "dpm++",       # one of SAMPLERS; with fresh noise it is no way back
     labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
-    **own,                       # clip, and what the sampler takes: all this as in `sample`
+    **own,                       # clip, and what the sampler takes; as in `sample`
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures from noise that is given."
     s, noise = _ready(denoiser, noise, "noise", most=1e4)
@@ -347,7 +347,7 @@ def start_from(
     method: str = "sde-dpm++",   # one of SAMPLERS
     spacing: str = "karras",     # one of SPACINGS
     labels=None, seed: int = 0, batch_size: int = 64, precision: str = "float32",
-    **own,                       # clip, and what the sampler takes: all this as in `sample`
+    **own,                       # clip, and what the sampler takes; as in `sample`
 ) -> Tensor:                     # `(n, c, h, w)` float32 in [-1, 1], on the CPU
     "Pictures like these (SDEdit, Meng et al. 2021)."
     s, pictures = _ready(denoiser, pictures, "pictures")
