@@ -713,7 +713,7 @@ def _told_classes(
     if data.labels is None:
         raise ValueError(f"labels: expected data with classes, such as folders of pictures, one a "
                          f"class; {data.name} has none")
-    return replace(m, num_classes=len(data.class_names))
+    return m if m.num_classes else replace(m, num_classes=len(data.class_names))
 
 # %% ../nbs/11_training.ipynb #e9e0ac93
 def _folder_of(c: DiffusionConfig) -> Path:   # the run's folder

@@ -347,6 +347,9 @@ def test_data_without_classes_cannot_tell_them(tmp_path):
     with pytest.raises(ValueError, match="labels: expected data with classes"):
         train_diffusion(c, PLAIN, data=pictures, labels=True, progress=False, device="cpu")
     assert not (tmp_path / "run").exists()
+    c = replace(c, dataset_name="digits")
+    with pytest.raises(ValueError, match="num_classes: expected 10, .* got 3"):  # not overruled
+        train_diffusion(c, replace(TEN, num_classes=3), labels=True, progress=False, device="cpu")
 
 
 def test_commands_from_a_start_to_one_class_in_diffusers(ended, tmp_path, run):
