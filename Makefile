@@ -9,11 +9,11 @@ help:           ## this list
 # OMP_WAIT_POLICY: threads that wait for each other sleep meanwhile, so that a busy machine does not stall them.
 demo: $(VENV)/.run   ## install, train on digits, sample, show where the pictures are
 	rm -rf demo
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-train digits --out-dir demo/run
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-sample demo/run --n 64 --steps 60 --out demo/samples.png --gif demo/reverse.gif
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-sample fashion_mnist --n 64 --out demo/clothes.png
-	@echo "64 digits that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
-	@echo "64 pieces of clothing, drawn with weights that come with the package: demo/clothes.png"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-train digits --labels --out-dir demo/run
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-sample demo/run --steps 60 --out demo/samples.png --gif demo/reverse.gif
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ddpm-sample fashion_mnist --guidance 2 --out demo/clothes.png
+	@echo "Eight of each digit that did not exist before: demo/samples.png, and how they came about: demo/reverse.gif"
+	@echo "Eight of each of ten pieces of clothing, drawn with weights that come with the package: demo/clothes.png"
 
 test: docs           ## install, and run every check
 	$(BIN)/ruff check .
@@ -29,12 +29,12 @@ docs: $(VENV)/.dev   ## the docs site in _site/; warnings and broken links are e
 docs-serve: docs     ## the docs site in a browser: http://localhost:8000
 	$(BIN)/python -m http.server --bind localhost --directory _site 8000
 
-evaluate: $(VENV)/.dev   ## every row of page 15's tables for RUN=runs/fashion_mnist (FULL=--full on a GPU)
+evaluate: $(VENV)/.dev   ## every row of page 15's tables for RUN=runs/plain (FULL=--full on a GPU)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/table.py $(RUN) $(FULL)
 
 ship: evaluate       ## put RUN's weights into the package, with COMMIT=... and DEVICE="its name"
 	$(BIN)/python tools/fashion_mnist.py figures $(RUN)
-	$(BIN)/python tools/ship.py $(RUN) fashion_mnist --commit $(COMMIT) --device "$(DEVICE)"
+	$(BIN)/python tools/ship.py $(RUN) fashion_mnist_plain --commit $(COMMIT) --device "$(DEVICE)"
 	$(BIN)/python tools/readme.py
 	PATH=$(BIN):$$PATH nbdev-test nbs/15_fashion_mnist.ipynb --save --n-workers 0
 	$(BIN)/nbdev-clean --fname nbs/15_fashion_mnist.ipynb

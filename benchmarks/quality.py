@@ -115,7 +115,8 @@ def pipelines(name):
     from ddpm_nb.interop import export_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
-        export_checkpoint(name, Path(folder) / name)
+        classes = load_denoiser(name).net.config.num_classes  # its last row: no label
+        export_checkpoint(name, Path(folder) / name, label=classes)
         kinds = (diffusers.DDPMPipeline, diffusers.DDIMPipeline)
         out = {k.__name__: k.from_pretrained(str(Path(folder) / name)) for k in kinds}
     for pipeline in out.values():

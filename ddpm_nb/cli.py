@@ -414,6 +414,9 @@ def _evaluate_flags() -> argparse.Namespace:   # what was typed
     p.add_argument("--n", type=int, default=2000, help="samples; 0: none (2000)")
     _walk_flags(p, method="ancestral", steps=50, spacing="uniform")
     p.add_argument("--seed", type=int, default=0, help="the same seed, the same numbers (0)")
+    p.add_argument("--no-labels", dest="labels", action="store_false",
+                   help="do not ask a network with classes for each as often")
+    p.add_argument("--guidance", type=float, default=1.0, help="how strongly a label counts (1)")
     p.add_argument("--features", default="auto",
                    help=f"{', '.join(own_features())}, inception, none; auto: the data set's own")
     p.add_argument("--batch-size", type=int, default=100, help="pictures at a time (100)")
@@ -480,7 +483,8 @@ def _rows(
     if features[0] is not None:
         yield sampling_row(*network, data, *features, a.n, a.method, a.steps,
                            a.variance or "beta_tilde", a.seed, keep=a.samples, spacing=a.spacing,
-                           batch_size=a.batch_size, precision=a.precision, progress=True)
+                           precision=a.precision, labels=a.labels, guidance=a.guidance,
+                           batch_size=a.batch_size, progress=True)
 
 # %% ../nbs/94_commands.ipynb #071bbccf
 @_command

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .control import guided
 from .data import PictureData, load_data, to_model_range, to_pixels
 from .device import resolve_precision
 from .likelihood import bits_per_dim, denoise, x0_error_table
@@ -331,10 +332,24 @@ def _draw(
     if variance := settings["variance"]:
         how["variance"] = load_x0_error(path) if variance == "optimal" else variance
     def note(_, args, x0_pred): asked.append(len(x0_pred))
-    counter = denoiser.register_forward_hook(note)
-    try: x = sample(denoiser, **{k: settings[k] for k in names}, **how)
+    counter, led = denoiser.register_forward_hook(note), denoiser
+    if settings.get("labels"):                                   # each class as often
+        how["labels"] = torch.arange(settings["n"]) % denoiser.net.config.num_classes
+        led = guided(denoiser, settings["guidance"])
+    try: x = sample(led, **{k: settings[k] for k in names}, **how)
     finally: counter.remove()
     return x, sum(asked)
+
+# %% ../nbs/13_distances.ipynb #3bc649b6
+def _told(
+    denoiser: Denoiser, labels: bool, guidance: float,   # as in `sampling_row`
+) -> dict:                                               # what a row's settings say of them
+    "How a network with classes is asked; nothing for one without."
+    if denoiser.net.config.num_classes is not None:
+        return dict(labels=labels, guidance=float(guidance) if labels else 1.0)
+    if guidance != 1:
+        raise ValueError(f"guidance: expected 1, this network knows no classes; got {guidance}")
+    return {}
 
 # %% ../nbs/13_distances.ipynb #41bbca9e
 def sampling_row(
@@ -350,13 +365,15 @@ def sampling_row(
     keep=None,                     # a .safetensors file for the samples, as bytes
     spacing: str = "uniform",      # one of SPACINGS
     precision: str = "float32",    # of the network
+    labels: bool = True,           # of networks with classes: each as often; False: none
+    guidance: float = 1.0,         # see page 09; needs labels
     **how,                         # batch_size, progress
 ) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
     began, precision = time.perf_counter(), resolve_precision(denoiser.device, precision)
     settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
                     variance=variance if method == "ancestral" else None, seed=seed,
-                    spacing=spacing, precision=precision)
+                    spacing=spacing, precision=precision, **_told(denoiser, labels, guidance))
     x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)
@@ -375,6 +392,7 @@ def row_text(
     s, r = row["settings"], row
     rungs = ", ".join(f"{k} {v:.3f}" for k, v in r["ladder"].items())
     which = f"{s['features']} features, n = {s['n']}, {s['precision']}, {r['reference']}"
+    if s.get("labels"): which += f", each class as often, guidance {s['guidance']:g}"
     both = f"precision {r['precision']:.3f}, recall {r['recall']:.3f}"
     return (f"FID {r['fid']:.3f} ({which})\n"
             f"ladder (n = {r['ladder_n']}, {r['ladder_of']} pictures): {rungs}\n"

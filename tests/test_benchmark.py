@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from networks import unlabelled
 from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_nb import cli
-from ddpm_nb.runs import load_denoiser
 
 pytest.importorskip(
     "diffusers", reason="the benchmark compares with diffusers: pip install '.[dev,interop]'"
@@ -195,7 +195,7 @@ def test_as_near_is_judged_against_the_walk_of_all_steps():
 
 @torch.no_grad()
 def test_quality_times_the_same_weights(tmp_path, capsys):
-    net, unets = load_denoiser("digits").net, [p.unet for p in quality.pipelines("digits").values()]
+    net, unets = unlabelled("digits").net, [p.unet for p in quality.pipelines("digits").values()]
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 700])
     for unet in unets:
         torch.testing.assert_close(unet(x, t - 1).sample, net(x, t), rtol=1e-4, atol=1e-4)

@@ -350,7 +350,7 @@ def test_a_way_from_a_picture_on_the_command_line(tmp_path, run, refused):
         assert same[:4].all() and not same[4:].all()
     grid = tmp_path / "grid.png"
     run("ddpm-sample", "digits", "--start-from", a, "--strength", "0.4", "--out", grid, *few)
-    run("ddpm-sample", "digits", "--interpolate", a, b, "--out", grid, *few)
+    run("ddpm-sample", "digits", "--interpolate", a, b, "--label", "none", "--out", grid, *few)
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     run("ddpm-sample", "digits", "--start-from", tmp_path / "white.png", "--method", "ddim",
         "--eta", "0.5", "--out", grid, *few)  # fmt: skip
@@ -371,7 +371,7 @@ def test_a_way_from_a_picture_on_the_command_line(tmp_path, run, refused):
         (("--start-from", tmp_path / "colour.png"), "start-from: expected a grey picture"),
         (("--start-from", a, "--strength", "1.5"), "strength: expected a number above 0"),
         (("--start-from", a, "--gif", tmp_path / "x.gif"), "gif: expected none"),
-        (("--guidance", "2"), "knows no classes"),
+        (("--label", "ten"), "label: expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, or none"),
         (("--start-from", a, "--variance", "beta"), "variance: expected none with method"),
         ((*inpaint, tmp_path / "mask.png", "--method", "ddim"), "method: expected none"),
         ((*inpaint, tmp_path / "mask.png", "--eta", "0.5"), "eta: expected none with method"),

@@ -1,14 +1,22 @@
 """ddpm-evaluate and the weights that come with the package, as their users meet them; the recipes."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from networks import unlabelled
 from PIL import Image
 from safetensors.torch import load_file
+
+from ddpm_nb.control import guided
+from ddpm_nb.data import to_pixels
+from ddpm_nb.distance import sampling_row
+from ddpm_nb.runs import load_denoiser
+from ddpm_nb.sample import sample
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "ddpm_nb" / "weights"
@@ -46,6 +54,26 @@ def test_evaluate_gives_the_same_numbers_for_the_same_seed(run, tmp_path):
     run("ddpm-evaluate", "digits", *QUICK, "--seed", 1, "--out", "a.json", cwd=tmp_path)
     rows = json.loads((tmp_path / "a.json").read_text())
     assert len(rows) == 4 and rows[2]["bits"]["test"] != bits["bits"]["test"]
+
+
+def test_evaluate_asks_for_each_class_as_often(run, tmp_path):
+    "With labels, without, and led by them, which asks twice; a network without classes cannot be led."
+    few = ["--bits-n", 0, "--n", 12, "--steps", 3, "--out", "rows.json", "--samples"]
+    ways = dict(each=[], none=["--no-labels"], led=["--guidance", 2])
+    for name, typed in ways.items():
+        said = run("ddpm-evaluate", "digits", *few, name, *typed, cwd=tmp_path).stdout
+        assert ("each class as often, guidance" in said) == (name != "none")
+    drawn = [load_file(tmp_path / name)["pictures"] for name in ways]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    said = [(r["settings"]["labels"], r["settings"]["guidance"], r["evaluations"]) for r in rows]
+    assert said == [(True, 1.0, 36), (False, 1.0, 36), (True, 2.0, 72)]
+    labels = [i % 10 for i in range(12)]
+    how = dict(steps=3, method="ancestral", spacing="uniform", batch_size=100)
+    x = sample(guided(load_denoiser("digits"), 2), 12, labels=labels, **how)
+    assert torch.equal(to_pixels(x), drawn[2])
+    with pytest.raises(ValueError, match="guidance: expected 1, this network knows no classes"):
+        sampling_row(unlabelled("digits"), WEIGHTS / "digits", {}, None, "digits", guidance=2)
 
 
 def test_evaluate_measures_the_table_of_a_run_once(run, tmp_path, tiny):
@@ -110,10 +138,13 @@ def test_shipped_weights(name, run, tmp_path):
     content = (folder / "model.safetensors").read_bytes()
     assert hashlib.sha256(content).hexdigest() == card["sha256"]
     assert len(content) == card["bytes"] < 12e6
-    lines = (LOGS / name / "log.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["step"] == card["steps"]
-    assert {r["settings"]["what"] for r in card["evaluation"]} == {"bits", "quality"}
-    assert load_file(folder / "x0_error.safetensors")["x0_error"].shape == (1001,)
+    if name.endswith("_early"):  # it only guides
+        assert card["evaluation"] == [] and not (folder / "x0_error.safetensors").exists()
+    else:
+        lines = (LOGS / name / "log.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["step"] == card["steps"]
+        assert {r["settings"]["what"] for r in card["evaluation"]} == {"bits", "quality"}
+        assert load_file(folder / "x0_error.safetensors")["x0_error"].shape == (1001,)
     proxy = dict(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
     run("ddpm-sample", name, "--n", 4, "--steps", 4, "--out", "x.png", cwd=tmp_path, **proxy)
     with Image.open(tmp_path / "x.png") as image:
@@ -149,7 +180,7 @@ def test_the_stored_ladder_comes_out_again():
     from ddpm_nb.data import load_data
     from ddpm_nb.distance import features_of, frechet_distance, ladder, load_features
 
-    rows = json.loads((WEIGHTS / "fashion_mnist" / "run_card.json").read_text())["evaluation"]
+    rows = json.loads((WEIGHTS / "fashion_mnist_plain" / "run_card.json").read_text())["evaluation"]
     row = min((r for r in rows if "ladder" in r), key=lambda r: r["ladder_n"])
     net, train = load_features("fashion_mnist"), load_data("fashion_mnist")
     test = load_data("fashion_mnist", split="test").pictures[: row["ladder_n"]]

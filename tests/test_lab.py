@@ -55,7 +55,7 @@ def lab(book, tmp_path):
         server.wait(30)
 
 
-PAGE = "03_embedding.ipynb"
+PAGE, CONTROL = "03_embedding.ipynb", "09_control.ipynb"
 COUNTS = "jupyterapp.shell.currentWidget.content.widgets.map(c => c.model.sharedModel.execution_count || c.model.type != 'code')"
 
 
@@ -110,6 +110,44 @@ def test_page_in_jupyterlab(lab):
             k: v for k, v in d.items() if k != "outputs"
         }
     assert before["metadata"] == after["metadata"]
+
+
+def test_sliders_draw(lab):
+    """Page 09's sliders, with no more of the page than they need: a slider that is moved draws other pictures."""
+    address, folder = lab
+    page = json.loads((folder / "nbs" / CONTROL).read_text(encoding="utf-8"))
+    needed = ("import json", "def eight", "ipywidgets")
+    sources = ["".join(c["source"]) for c in page["cells"] if c["cell_type"] == "code"]
+    kept = [next(s for s in sources if mark in s) for mark in needed]
+    assert "#| hide" in kept[-1] and "#| eval: false" in kept[-1]
+    lines = "from ddpm_nb.control import guided\ndenoiser = load_denoiser('digits')"
+    cells = [kept[0], lines, *kept[1:]]
+    blank = dict(cell_type="code", metadata={}, outputs=[], execution_count=None)
+    page["cells"] = [dict(blank, source=s, id=f"cell{i}") for i, s in enumerate(cells)]
+    (folder / "nbs" / "sliders.ipynb").write_text(json.dumps(page))
+    with chromium() as browser:
+        tab = browser.new_page(viewport=dict(width=1300, height=1000))
+        tab.goto(f"{address}/nbs/sliders.ipynb?reset")
+        tab.wait_for_function(
+            "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'",
+            timeout=60_000,
+        )
+        tab.evaluate("void jupyterapp.commands.execute('runmenu:run-all')")
+        picture = tab.locator(".widget-interact img")
+        picture.wait_for(timeout=60_000)
+        sliders = tab.locator(".widget-interact .noUi-handle")
+        assert sliders.count() == 4
+        seen = {picture.get_attribute("src")}
+        for i in range(4):  # class, guidance, steps, seed: each counts
+            sliders.nth(i).press("ArrowRight")
+            tab.wait_for_function(
+                "known => !known.includes(document.querySelector('.widget-interact img')?.src ?? known[0])",
+                arg=sorted(seen),
+                timeout=60_000,
+            )
+            seen.add(picture.get_attribute("src"))
+        assert len(seen) == 5
+        tab.screenshot(path=folder / "sliders.png")
 
 
 LONG = """

@@ -244,8 +244,9 @@ def test_rows_say_how_they_were_made(tmp_path, monkeypatch):
     how = dict(n=4, steps=3, method="heun", spacing="karras", precision="auto")
     row = sampling_row(denoiser, tmp_path, data, features, "digits", **how)
     assert row["settings"] == dict(
-        what="quality", features="digits", seed=0, variance=None, **how | dict(precision="float32")
-    )
+        what="quality", features="digits", seed=0, variance=None, labels=True, guidance=1.0,
+        **how | dict(precision="float32"),
+    )  # fmt: skip
     assert row["evaluations"] == 4 * (2 * 3 - 1)
     assert "float32" in row_text(row).splitlines()[0]
     assert not denoiser._forward_hooks

@@ -3,7 +3,7 @@
     python tools/fashion_mnist.py choices RUN...     # short runs side by side
     python tools/fashion_mnist.py figures RUN        # after tools/table.py, which keeps samples
 
-Both write into nbs/logs/fashion_mnist/, small files that the page reads: choices.json; figures.json
+Both write into nbs/logs/fashion_mnist_plain/, small files that the page reads: choices.json; figures.json
 and figures.safetensors. The data set must be there.
 """
 
@@ -23,7 +23,7 @@ from ddpm_nb.objective import training_loss
 from ddpm_nb.runs import checkpoints, find_checkpoint, load_denoiser, read_checkpoint
 from ddpm_nb.sample import sample
 
-LOGS = Path(__file__).parent.parent / "nbs" / "logs" / "fashion_mnist"
+LOGS = Path(__file__).parent.parent / "nbs" / "logs" / "fashion_mnist_plain"
 
 
 def log_of(run):

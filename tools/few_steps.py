@@ -2,9 +2,9 @@
 
     python tools/few_steps.py digits rms                   # some ten minutes on one core
     python tools/few_steps.py digits fid                   # an hour and more
-    python tools/few_steps.py fashion_mnist rms fid        # hours
-    python tools/few_steps.py fashion_mnist strip          # some minutes
-    python tools/few_steps.py fashion_mnist whole          # hours
+    python tools/few_steps.py fashion_mnist_plain rms fid        # hours
+    python tools/few_steps.py fashion_mnist_plain strip          # some minutes
+    python tools/few_steps.py fashion_mnist_plain whole          # hours
 
 rms: the distance, in grey levels, of 64 pictures to those of a walk of 500 steps from the same noise
 (for the samplers that add none). fid: the FID to all training pictures on the data set's own
@@ -29,6 +29,13 @@ from ddpm_nb.runs import WEIGHTS, load_denoiser, shipped
 from ddpm_nb.sample import SAMPLERS, SPACINGS, sample
 
 ROOT = Path(__file__).parent.parent
+
+
+def card_of(name):
+    "The run card of a network that ships."
+    return json.loads((WEIGHTS / name / "run_card.json").read_text())
+
+
 QUIET = ("ddim", "heun", "dpm++")  # no noise on the way
 AT_50 = (("ancestral", "uniform"), ("ddim", "uniform"))  # on Fashion-MNIST, beside dpm++
 
@@ -113,7 +120,8 @@ def fid_plan(name, log):
 
 def fid(name, log, plan, n, seeds):
     "FID to the training pictures, seed by seed."
-    train, net, denoiser = load_data(name), load_features(name), load_denoiser(name)
+    denoiser, kind = load_denoiser(name), card_of(name)["data"]["name"]
+    train, net = load_data(kind), load_features(kind)
     reference, black = features_of(net, train), 2 * 3 / 255 - 1
 
     def distance(x):
@@ -175,12 +183,13 @@ def main():
     p.add_argument("--seeds", type=int, help="0, 1, ... (10 for digits, 5 for clothes)")
     p.add_argument("--log", type=Path, help="the folder; left out: nbs/logs/NAME")
     a = p.parse_args()
-    card = json.loads((WEIGHTS / a.name / "run_card.json").read_text())
-    settings = dict(weights=card["sha256"][:12], precision="float32", features=a.name)
+    card = card_of(a.name)
+    kind = card["data"]["name"]
+    settings = dict(weights=card["sha256"][:12], precision="float32", features=kind)
     settings |= dict(torch=torch.__version__.split("+")[0], device="cpu")
     folder = a.log or ROOT / "nbs" / "logs" / a.name
     log = Log(folder / "few_steps.jsonl", settings)
-    digits = a.name == "digits"
+    digits = kind == "digits"
     n, seeds = a.n or (297 if digits else 500), a.seeds or (10 if digits else 5)
     if "rms" in a.what:
         rms(a.name, log, rms_plan())

@@ -12,15 +12,14 @@ written to nbs/logs/NAME/guidance.jsonl as they are made; those that are there a
 """
 
 import argparse
-import json
 
 import torch
-from few_steps import ROOT, Log
+from few_steps import ROOT, Log, card_of
 
 from ddpm_nb.control import autoguided, guided
 from ddpm_nb.data import PictureData, load_data, to_model_range, to_pixels
 from ddpm_nb.distance import features_of, frechet_distance, load_features, precision_recall
-from ddpm_nb.runs import WEIGHTS, load_denoiser, shipped
+from ddpm_nb.runs import load_denoiser, shipped
 from ddpm_nb.sample import sample
 
 STRENGTHS = (1, 1.5, 2, 3, 4)
@@ -46,8 +45,8 @@ def plan(name):
 
 def measure(name, log, seeds, n=500):
     "Makes the rows that are not there."
-    denoiser, net = load_denoiser(name), load_features(name).eval()
-    train, test = load_data(name), load_data(name, split="test")
+    denoiser, kind = load_denoiser(name), card_of(name)["data"]["name"]
+    train, test, net = load_data(kind), load_data(kind, split="test"), load_features(kind).eval()
     levels, reference = train.num_levels, features_of(net, train)
     labels = torch.arange(n) % denoiser.net.config.num_classes
     early = load_denoiser(f"{name}_early") if f"{name}_early" in shipped() else None
@@ -82,7 +81,7 @@ def main():
     p.add_argument("name", choices=shipped())
     p.add_argument("--seeds", type=int, default=5)
     a = p.parse_args()
-    card = json.loads((WEIGHTS / a.name / "run_card.json").read_text())
+    card = card_of(a.name)
     if card["model"].get("num_classes") is None:
         p.error(f"name: expected a network with classes; {a.name} has none")
     settings = dict(weights=card["sha256"][:12], method="dpm++", steps=10, spacing="karras")

@@ -1,6 +1,6 @@
 """The picture at the top of README.md: `python tools/hero.py [FILE]` draws figures/clothes_walk.png.
 
-The reverse walk of the weights that ship under the name fashion_mnist: a row a picture, a column a step. The first four
+The reverse walk of the weights that ship under the name fashion_mnist_plain: a row a picture, a column a step. The first four
 pictures of seed 0, not chosen. Half a minute on one core.
 """
 
@@ -21,7 +21,7 @@ def walk(n: int = 4) -> torch.Tensor:
     """x_t of the first n pictures at the LEVELS: `(n, levels, h, w)` uint8."""
     seen = {}
     sample(
-        load_denoiser("fashion_mnist"),
+        load_denoiser("fashion_mnist_plain"),
         n,
         steps=STEPS,
         method="ancestral",

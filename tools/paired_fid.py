@@ -2,7 +2,7 @@
 
     python tools/paired_fid.py digits                             # some three minutes on one core
     python tools/paired_fid.py digits --steps 50 --seeds 5        # more rows; those there stay
-    python tools/paired_fid.py fashion_mnist --n 500 --steps 10 --seeds 5        # five minutes
+    python tools/paired_fid.py fashion_mnist_plain --n 500 --steps 10 --seeds 5        # five minutes
 
 For each number of steps and each seed it draws as many samples as there are test pictures (or --n),
 with beta-tilde and with the measured variance, and compares both with all training pictures.
@@ -16,10 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from few_steps import card_of
 
 from ddpm_nb.data import PictureData, load_data, to_pixels
 from ddpm_nb.distance import features_of, frechet_distance, load_features
-from ddpm_nb.runs import WEIGHTS, load_denoiser, load_x0_error, shipped
+from ddpm_nb.runs import load_denoiser, load_x0_error, shipped
 from ddpm_nb.sample import sample
 
 LOGS = Path(__file__).parent.parent / "nbs" / "logs"
@@ -44,7 +45,8 @@ def measure(name, n, steps, seeds, rows, save):
     "Draws what `rows` has not got yet: (steps, variance) -> one FID a seed."
     denoiser = load_denoiser(name)
     how = dict(method="ancestral", spacing="uniform", batch_size=100)
-    train, net = load_data(name), load_features(name)
+    kind = card_of(name)["data"]["name"]
+    train, net = load_data(kind), load_features(kind)
     reference = features_of(net, train)
     choices = dict(beta_tilde="beta_tilde", optimal=load_x0_error(name))
     for count in steps:
@@ -65,9 +67,10 @@ def main():
     p.add_argument("--steps", type=int, nargs="+", default=[10, 20])
     p.add_argument("--seeds", type=int, default=9, help="0, 1, ... (9 of them)")
     a = p.parse_args()
-    n, out = a.n or len(load_data(a.name, split="test")), LOGS / a.name / "paired.json"
-    card = json.loads((WEIGHTS / a.name / "run_card.json").read_text())
-    settings = dict(weights=card["sha256"][:12], n=n, method="ancestral", features=a.name)
+    card, out = card_of(a.name), LOGS / a.name / "paired.json"
+    kind = card["data"]["name"]
+    n = a.n or len(load_data(kind, split="test"))
+    settings = dict(weights=card["sha256"][:12], n=n, method="ancestral", features=kind)
     settings |= dict(precision="float32", device="cpu")
     log = json.loads(out.read_text()) if out.is_file() else dict(settings=settings, fid={})
     if log["settings"] != settings:

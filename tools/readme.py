@@ -36,12 +36,15 @@ def between_seeds(name: str, settings: dict) -> str:
     paired = json.loads(file.read_text()) if file.is_file() else dict(summary={}, settings={})
     found = paired["summary"].get(str(settings["steps"]), dict(sd={}))["sd"]
     same = all(paired["settings"].get(k) == settings[k] for k in ("n", "method", "features"))
+    same &= not settings.get("labels")  # those were asked for nothing
     return f" ± {found[settings['variance']]:.2f}" if same and settings["variance"] in found else ""
 
 
 def few_steps(name: str) -> str:
     """FID of the walk that `sample` takes if nothing is said, beside 50 ancestral steps with the same seeds."""
     file = ROOT / "nbs" / "logs" / name / "few_steps.jsonl"
+    if not file.is_file():
+        return ""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     default = {k: p.default for k, p in inspect.signature(sample).parameters.items()}
     ours = (default["method"], default["spacing"], default["steps"] or 20)  # None: 20, or all
@@ -70,6 +73,8 @@ def results() -> str:
     ]
     for file in sorted((ROOT / "ddpm_nb" / "weights").glob("*/run_card.json")):
         card = json.loads(file.read_text(encoding="utf-8"))
+        if not card["evaluation"]:  # an early self of another, which it guides
+            continue
         made = {what: [] for what in ("bits", "quality")}
         for row in card["evaluation"]:
             made[row["settings"]["what"]].append(row)
@@ -78,11 +83,12 @@ def results() -> str:
         bits, rungs = most["bits"]["test"]["optimal"], best["ladder"]
         near = min(rungs, key=lambda k: abs(rungs[k] - best["fid"]))
         apart = between_seeds(card["name"], best["settings"])
+        asked = ", each class as often" if best["settings"].get("labels") else ""
         rows.append(
             f"| `{card['name']}`: {card['parameters'] / 1e6:.1f} M parameters, "
             f"{card['wall_seconds'] / 60:.0f} minutes on {card['device']} "
             f"| {bits['bits']:.2f} ± {bits['standard_error']:.2f} "
-            f"| {best['fid']:.2f}{apart} ({best['settings']['steps']} steps, n = {best['settings']['n']:,}): "
+            f"| {best['fid']:.2f}{apart} ({best['settings']['steps']} steps{asked}, n = {best['settings']['n']:,}): "
             f"about {damage(near)} ({rungs[near]:.2f}) | {few_steps(card['name'])} |"
         )
     return "\n".join(rows)

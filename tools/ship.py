@@ -1,10 +1,12 @@
 """Put a run's EMA weights into the package, with everything that says where they come from.
 
-    python tools/ship.py runs/fashion_mnist fashion_mnist --commit 0123abc --device "one H100"
+    python tools/ship.py runs/plain fashion_mnist_plain --commit 0123abc --device "one H100"
+    python tools/ship.py runs/digits/step-0000400 digits_early --bare --commit ... --device ...
 
 Writes ddpm_nb/weights/NAME/ (the weights in half precision, config.json, the table of errors, the
 run card with the rows of its evaluation) and nbs/logs/NAME/log.jsonl (the run's log); nothing, if
-something is missing. The card says how far the samples of the half precision weights are from those of the
+something is missing. With --bare the weights and what they are made of, without table and evaluation:
+for an early self of another network, which only guides that one. The card says how far the samples of the half precision weights are from those of the
 originals. `make ship` measures, ships, and makes the README and page 15 anew.
 """
 
@@ -54,18 +56,32 @@ def wall_time(log, batch):
     )
 
 
-def collect(run, name, commit, device):
+def start_of(training):
+    "What the run began with, and which weights those were."
+    name = training.get("init_from")
+    if name is None:
+        return {}
+    card = WEIGHTS / name / "run_card.json"
+    if not card.is_file():
+        sys.exit(
+            f"init_from: expected a network that ships, so that the run can be made again; got {name}"
+        )
+    return dict(start=dict(name=name, sha256=json.loads(card.read_text())["sha256"]))
+
+
+def collect(run, name, commit, device, bare=False):
     "Everything that will be written: file -> content."
     step = find_checkpoint(run)
-    needed = step / "x0_error.safetensors", step / "evaluation.json", step.parent / "log.jsonl"
-    for file in needed:
+    log = step.parent / "log.jsonl"
+    needed = step / "evaluation.json", step / "x0_error.safetensors"
+    for file in needed if not bare else ():
         if not file.is_file():
             sys.exit(
                 f"{file} is not there: measure the run first (tools/table.py or ddpm-evaluate)"
             )
-    rows = json.loads(needed[1].read_text())
-    if {r["settings"]["what"] for r in rows} != {"bits", "quality"}:
-        sys.exit(f"{needed[1]}: expected rows of bits and of quality")
+    rows = [] if bare else json.loads(needed[0].read_text())
+    if not bare and {r["settings"]["what"] for r in rows} != {"bits", "quality"}:
+        sys.exit(f"{needed[0]}: expected rows of bits and of quality")
     config, _ = read_checkpoint(step, "model")
     weights, half = half_precision(load_denoiser(step))
     content = save(weights)
@@ -77,7 +93,7 @@ def collect(run, name, commit, device):
     config["sha256"] = {"model.safetensors": digest}
     config["training"]["out_dir"] = None
     batch = config["training"]["batch_size"]
-    lines = [json.loads(x) for x in needed[2].read_text().splitlines()]
+    lines = [json.loads(x) for x in log.read_text().splitlines()]
     lines = [x for x in lines if x["step"] <= config["step"]]
     versions = dict(ddpm_nb=__version__, torch=torch.__version__, python=platform.python_version())
     card = dict(
@@ -96,15 +112,18 @@ def collect(run, name, commit, device):
         prediction=config.get("prediction", "noise"),
         **{k: config[k] for k in ("model", "scheduler", "training", "data")},
         evaluation=rows,
+        **start_of(config["training"]),
     )
     target, logs = WEIGHTS / name, ROOT / "nbs" / "logs" / name
-    return {
+    files = {
         target / "model.safetensors": content,
         target / "config.json": text(config),
-        target / "x0_error.safetensors": needed[0].read_bytes(),
         target / "run_card.json": text(card),
-        logs / "log.jsonl": "".join(json.dumps(x) + "\n" for x in lines).encode(),
-    }, card
+    }
+    if not bare:
+        files[target / "x0_error.safetensors"] = needed[1].read_bytes()
+        files[logs / "log.jsonl"] = "".join(json.dumps(x) + "\n" for x in lines).encode()
+    return files, card
 
 
 def text(value):
@@ -117,8 +136,9 @@ def main():
     p.add_argument("name", help="what `load_denoiser` will call it")
     p.add_argument("--commit", required=True, help="of the code that the run was made with")
     p.add_argument("--device", required=True, help="that the run was made on, in words")
+    p.add_argument("--bare", action="store_true", help="without table and evaluation")
     a = p.parse_args()
-    files, card = collect(a.run, a.name, a.commit, a.device)
+    files, card = collect(a.run, a.name, a.commit, a.device, a.bare)
     for file, content in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
