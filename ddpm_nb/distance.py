@@ -342,13 +342,14 @@ def _draw(
 
 # %% ../nbs/13_distances.ipynb #3bc649b6
 def _told(
-    denoiser: Denoiser, labels: bool, guidance: float,   # as in `sampling_row`
-) -> dict:                                               # what a row's settings say of them
+    denoiser: Denoiser, labels: bool, guidance: float,
+) -> dict:                         # what a row's settings say of them
     "How a network with classes is asked; nothing for one without."
     if denoiser.net.config.num_classes is not None:
         return dict(labels=labels, guidance=float(guidance) if labels else 1.0)
     if guidance != 1:
-        raise ValueError(f"guidance: expected 1, this network knows no classes; got {guidance}")
+        raise ValueError("guidance: expected 1, this network knows no classes; "
+                         f"got {guidance}")
     return {}
 
 # %% ../nbs/13_distances.ipynb #41bbca9e
@@ -361,19 +362,17 @@ def sampling_row(
     steps: int = 50,
     variance: str | None = "beta_tilde",   # of `ancestral`: "beta", "optimal"
     seed: int = 0,
-    reference=None,                # features of the training set, if they are at hand
-    keep=None,                     # a .safetensors file for the samples, as bytes
+    reference=None, keep=None,     # the training set's features; a file for the samples
     spacing: str = "uniform",      # one of SPACINGS
     precision: str = "float32",    # of the network
-    labels: bool = True,           # of networks with classes: each as often; False: none
-    guidance: float = 1.0,         # see page 09; needs labels
+    labels: bool = True, guidance: float = 1.0,   # of networks with classes, as above
     **how,                         # batch_size, progress
 ) -> dict:                         # "settings", what `quality_row` gives, what it cost
     "Draws samples in one way, and measures them."
     began, precision = time.perf_counter(), resolve_precision(denoiser.device, precision)
     settings = dict(what="quality", features=features, n=n, method=method, steps=steps,
-                    variance=variance if method == "ancestral" else None, seed=seed,
-                    spacing=spacing, precision=precision, **_told(denoiser, labels, guidance))
+                    variance=variance if method == "ancestral" else None, spacing=spacing,
+                    seed=seed, precision=precision, **_told(denoiser, labels, guidance))
     x, evaluations = _draw(denoiser, path, settings, **how)
     if keep: save_file({"pictures": to_pixels(x)}, keep)
     made = quality_row(x, data, net, reference)

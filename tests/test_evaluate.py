@@ -160,7 +160,7 @@ def test_a_folder_of_ones_own_goes_before_a_shipped_name(tmp_path, monkeypatch):
     assert find_checkpoint("digits") == WEIGHTS / "digits"
     (tmp_path / "digits" / "step-0000001").mkdir()
     assert find_checkpoint("digits") == Path("digits/step-0000001")
-    with pytest.raises(ValueError, match="a step folder or one of digits, fashion_mnist"):
+    with pytest.raises(ValueError, match="a step folder or one of digits, digits_early"):
         load_denoiser("imagenet")
 
 
