@@ -326,6 +326,24 @@ def test_all_of_it_on_the_shipped_digits():
         assert torch.isfinite(made).all() and made.std() > 0.3
 
 
+def test_what_guidance_does_is_measured_row_by_row(tmp_path, monkeypatch):
+    """tools/guidance.py: every way of asking once a seed, the same noise for all; what is there is not made again."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    guidance = importlib.import_module("guidance")
+    file, settings = tmp_path / "guidance.jsonl", dict(weights="abc")
+    guidance.measure("digits", guidance.Log(file, settings), seeds=1, n=20)
+    text = file.read_text()
+    real, *rows = (json.loads(line) for line in text.splitlines())
+    assert real["led"] == "real" and real["n"] == 297 and real["share"] > 0.99
+    assert len(rows) == 5 + 1 + 6 and all((r["share"] is None) != r["labels"] for r in rows)
+    assert min(r["share"] for r in rows if r["labels"]) > 0.8
+    guidance.measure("digits", guidance.Log(file, settings), seeds=1, n=20)
+    assert file.read_text() == text
+    with pytest.raises(SystemExit, match="is of other weights"):
+        guidance.Log(file, dict(weights="def"))
+
+
 # ---- from the command line
 
 

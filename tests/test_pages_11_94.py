@@ -384,7 +384,7 @@ def test_a_run_that_was_typed(predicts_v):
 )
 def test_what_is_typed_is_what_is_drawn(args, weights, how, predicts_v, typed, tmp_path):
     """The command's grid, against the library's call that the flags stand for."""
-    run = "digits" if "--no-clip" in args else predicts_v  # its guesses need clipping
+    run = "fashion_mnist_plain" if "--no-clip" in args else predicts_v  # its guesses need clipping
     common = ["--n", 4, "--steps", 4, "--seed", 2, "--precision", "float32"]
     status, said = typed(cli.main_sample, run, *common, *args, "--out", tmp_path / "x.png")
     assert status == 0, said.err
