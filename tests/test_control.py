@@ -1,7 +1,10 @@
 """Another denoiser, or another walk: guidance, holes, there and back, between two, from a picture."""
 
+import importlib
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch

@@ -488,8 +488,9 @@ def test_modes_dtypes_and_ddim():
     came, _ = from_diffusers(DDPMPipeline(unet, DDPMScheduler()))
     assert came.net.stem.weight.dtype == torch.float32
     assert not any(m.training for m in came.modules())
-    ddim = DDIMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
     denoiser = unlabelled("digits")
+    kind = dict(prediction_type=_PREDICTION_TYPES[denoiser.prediction])
+    ddim = DDIMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", **kind)
     again, how = from_diffusers(DDPMPipeline(unet_to_diffusers(denoiser.net), ddim))
     assert how == dict(method="ddim", spacing="uniform", clip=True)
     assert again.scheduler.config == denoiser.scheduler.config
