@@ -82,6 +82,7 @@ def results() -> str:
         most = max(made["bits"], key=lambda r: (r["settings"]["n"], -r["settings"]["seed"]))
         bits, rungs = most["bits"]["test"]["optimal"], best["ladder"]
         near = min(rungs, key=lambda k: abs(rungs[k] - best["fid"]))
+        like = "less than" if best["fid"] < rungs["real"] else "about"
         apart = between_seeds(card["name"], best["settings"])
         asked = ", each class as often" if best["settings"].get("labels") else ""
         rows.append(
@@ -89,7 +90,7 @@ def results() -> str:
             f"{card['wall_seconds'] / 60:.0f} minutes on {card['device']} "
             f"| {bits['bits']:.2f} ± {bits['standard_error']:.2f} "
             f"| {best['fid']:.2f}{apart} ({best['settings']['steps']} steps{asked}, n = {best['settings']['n']:,}): "
-            f"about {damage(near)} ({rungs[near]:.2f}) | {few_steps(card['name'])} |"
+            f"{like} {damage(near)} ({rungs[near]:.2f}) | {few_steps(card['name'])} |"
         )
     return "\n".join(rows)
 
