@@ -414,9 +414,10 @@ def _evaluate_flags() -> argparse.Namespace:   # what was typed
     p.add_argument("--n", type=int, default=2000, help="samples; 0: none (2000)")
     _walk_flags(p, method="ancestral", steps=50, spacing="uniform")
     p.add_argument("--seed", type=int, default=0, help="the same seed, the same numbers (0)")
-    p.add_argument("--no-labels", dest="labels", action="store_false",
-                   help="do not ask a network with classes for each as often")
-    p.add_argument("--guidance", type=float, default=1.0, help="how strongly a label counts (1)")
+    told = p.add_mutually_exclusive_group()
+    told.add_argument("--no-labels", dest="labels", action="store_false",
+                      help="do not ask a network with classes for each as often")
+    told.add_argument("--guidance", type=float, default=1.0, help="how strongly a label counts (1)")
     p.add_argument("--features", default="auto",
                    help=f"{', '.join(own_features())}, inception, none; auto: the data set's own")
     p.add_argument("--batch-size", type=int, default=100, help="pictures at a time (100)")
@@ -495,6 +496,7 @@ def main_evaluate() -> None:
     _check_own(a.method, variance=a.variance)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     denoiser = load_denoiser(path, device)
+    if a.guidance != 1: guided(denoiser, a.guidance)       # refuses now what cannot be led
     name, out = config["data"]["name"], _rows_file(a.out, path)
     data = evaluation_data(name, denoiser.net.config, a.data_dir)
     if "test" not in data:

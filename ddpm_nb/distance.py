@@ -335,7 +335,7 @@ def _draw(
     counter, led = denoiser.register_forward_hook(note), denoiser
     if settings.get("labels"):                                   # each class as often
         how["labels"] = torch.arange(settings["n"]) % denoiser.net.config.num_classes
-        led = guided(denoiser, settings["guidance"])
+        if (w := settings["guidance"]) != 1: led = guided(denoiser, w)
     try: x = sample(led, **{k: settings[k] for k in names}, **how)
     finally: counter.remove()
     return x, sum(asked)
@@ -345,12 +345,11 @@ def _told(
     denoiser: Denoiser, labels: bool, guidance: float,
 ) -> dict:                         # what a row's settings say of them
     "How a network with classes is asked; nothing for one without."
-    if denoiser.net.config.num_classes is not None:
-        return dict(labels=labels, guidance=float(guidance) if labels else 1.0)
     if guidance != 1:
-        raise ValueError("guidance: expected 1, this network knows no classes; "
-                         f"got {guidance}")
-    return {}
+        guided(denoiser, guidance)                               # refuses who cannot be led
+        if not labels: raise ValueError(f"guidance: expected 1 without labels; got {guidance}")
+    if denoiser.net.config.num_classes is None: return {}
+    return dict(labels=labels, guidance=float(guidance))
 
 # %% ../nbs/13_distances.ipynb #41bbca9e
 def sampling_row(

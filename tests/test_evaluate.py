@@ -57,7 +57,7 @@ def test_evaluate_gives_the_same_numbers_for_the_same_seed(run, tmp_path):
     assert len(rows) == 4 and rows[2]["bits"]["test"] != bits["bits"]["test"]
 
 
-def test_evaluate_asks_for_each_class_as_often(run, tmp_path):
+def test_evaluate_asks_for_each_class_as_often(run, refused, tmp_path):
     "With labels, without, and led by them, which asks twice; a network without classes cannot be led."
     few = ["--bits-n", 0, "--n", 12, "--steps", 3, "--out", "rows.json", "--samples"]
     ways = dict(each=[], none=["--no-labels"], led=["--guidance", 2])
@@ -73,8 +73,15 @@ def test_evaluate_asks_for_each_class_as_often(run, tmp_path):
     how = dict(steps=3, method="ancestral", spacing="uniform", batch_size=100)
     x = sample(guided(load_denoiser("digits"), 2), 12, labels=labels, **how)
     assert torch.equal(to_pixels(x), drawn[2])
-    with pytest.raises(ValueError, match="guidance: expected 1, this network knows no classes"):
+    with pytest.raises(ValueError, match="got one that knows no classes"):
         sampling_row(unlabelled("digits"), WEIGHTS / "digits", {}, None, "digits", guidance=2)
+    with pytest.raises(ValueError, match="guidance: expected 1 without labels; got 2"):
+        how = dict(labels=False, guidance=2)
+        sampling_row(load_denoiser("digits"), WEIGHTS / "digits", {}, None, "digits", **how)
+    # at the start, before anything is measured
+    assert "knows no classes" in refused("ddpm-evaluate", "fashion_mnist_plain", "--guidance", 2)
+    assert "not allowed with" in refused("ddpm-evaluate", "digits", "--guidance", 2, "--no-labels")
+    assert "expected a number; got nan" in refused("ddpm-evaluate", "digits", "--guidance", "nan")
 
 
 def test_evaluate_measures_the_table_of_a_run_once(run, tmp_path, tiny):
@@ -139,11 +146,11 @@ def test_shipped_weights(name, run, tmp_path):
     content = (folder / "model.safetensors").read_bytes()
     assert hashlib.sha256(content).hexdigest() == card["sha256"]
     assert len(content) == card["bytes"] < 12e6
+    lines = (LOGS / name / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == card["steps"]
     if name in BARE:
         assert card["evaluation"] == [] and not (folder / "x0_error.safetensors").exists()
     else:
-        lines = (LOGS / name / "log.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1])["step"] == card["steps"]
         assert {r["settings"]["what"] for r in card["evaluation"]} == {"bits", "quality"}
         assert load_file(folder / "x0_error.safetensors")["x0_error"].shape == (1001,)
     proxy = dict(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")

@@ -5,8 +5,8 @@
 
 Writes ddpm_nb/weights/NAME/ (the weights in half precision, config.json, the table of errors, the
 run card with the rows of its evaluation) and nbs/logs/NAME/log.jsonl (the run's log); nothing, if
-something is missing. With --bare the weights and what they are made of, without table and evaluation:
-for an early self of another network, which only guides that one. The card says how far the samples of the half precision weights are from those of the
+something is missing. With --bare without table and evaluation: for an early self of another
+network, which only guides that one, or one that is still to be measured. The card says how far the samples of the half precision weights are from those of the
 originals. `make ship` measures, ships, and makes the README and page 15 anew.
 """
 
@@ -56,19 +56,6 @@ def wall_time(log, batch):
     )
 
 
-def start_of(training):
-    "What the run began with, and which weights those were."
-    name = training.get("init_from")
-    if name is None:
-        return {}
-    card = WEIGHTS / name / "run_card.json"
-    if not card.is_file():
-        sys.exit(
-            f"init_from: expected a network that ships, so that the run can be made again; got {name}"
-        )
-    return dict(start=dict(name=name, sha256=json.loads(card.read_text())["sha256"]))
-
-
 def collect(run, name, commit, device, bare=False):
     "Everything that will be written: file -> content."
     step = find_checkpoint(run)
@@ -112,17 +99,16 @@ def collect(run, name, commit, device, bare=False):
         prediction=config.get("prediction", "noise"),
         **{k: config[k] for k in ("model", "scheduler", "training", "data")},
         evaluation=rows,
-        **start_of(config["training"]),
     )
     target, logs = WEIGHTS / name, ROOT / "nbs" / "logs" / name
     files = {
         target / "model.safetensors": content,
         target / "config.json": text(config),
         target / "run_card.json": text(card),
+        logs / "log.jsonl": "".join(json.dumps(x) + "\n" for x in lines).encode(),
     }
     if not bare:
         files[target / "x0_error.safetensors"] = needed[1].read_bytes()
-        files[logs / "log.jsonl"] = "".join(json.dumps(x) + "\n" for x in lines).encode()
     return files, card
 
 
