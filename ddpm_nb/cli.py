@@ -496,7 +496,7 @@ def main_evaluate() -> None:
     _check_own(a.method, variance=a.variance)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     denoiser = load_denoiser(path, device)
-    if a.guidance != 1: guided(denoiser, a.guidance)       # refuses now what cannot be led
+    if a.guidance != 1: guided(denoiser, a.guidance)   # refuses now what cannot be led
     name, out = config["data"]["name"], _rows_file(a.out, path)
     data = evaluation_data(name, denoiser.net.config, a.data_dir)
     if "test" not in data:

@@ -346,8 +346,9 @@ def _told(
 ) -> dict:                         # what a row's settings say of them
     "How a network with classes is asked; nothing for one without."
     if guidance != 1:
-        guided(denoiser, guidance)                               # refuses who cannot be led
-        if not labels: raise ValueError(f"guidance: expected 1 without labels; got {guidance}")
+        guided(denoiser, guidance)                # refuses who cannot be led
+        if not labels:
+            raise ValueError(f"guidance: expected 1 without labels; got {guidance}")
     if denoiser.net.config.num_classes is None: return {}
     return dict(labels=labels, guidance=float(guidance))
 
